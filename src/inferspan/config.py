@@ -1,0 +1,271 @@
+"""Every setting once: field, environment variable, default, what is allowed, meaning.
+
+The table ``SETTINGS`` is all there is: :func:`load` parses by it, ``docs/configuration.md`` is generated from it,
+and no other file reads ``os.environ``. Settings are read when ``instrument()`` is called and passed on as one
+frozen object. A keyword argument wins over the environment. A wrong value in the environment gives one warning and
+the default; a wrong keyword argument raises.
+
+``opentelemetry-instrument`` passes its own options on only to variables that begin with ``OTEL_``; each variable
+``INFERSPAN_X`` is therefore also read as ``OTEL_INFERSPAN_X`` (``opentelemetry-instrument --inferspan_x``).
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from inferspan.faults import warn
+from inferspan.semconv import LATEST
+
+HOOKS = ("pipelines", "generation", "continuous_batching", "tokenizers", "models", "loading")
+CONTENT_MODES = ("NO_CONTENT", "SPAN_ONLY", "EVENT_ONLY", "SPAN_AND_EVENT")
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The settings of one ``instrument()``; the meaning of each is in ``SETTINGS``."""
+
+    hooks: frozenset[str] = frozenset(HOOKS)
+    capture_content: str = "NO_CONTENT"
+    content_length: int = 4096
+    local_model_name: str = "basename"
+    children_max: int = 64
+    queue_max: int = 2048
+    token_points_max: int = 16
+    models_max: int = 100
+    metrics: bool = True
+    process_stats: bool = True
+    flush_timeout: float = 30.0
+    latest_conventions: bool = False
+
+    @property
+    def content_on_spans(self) -> bool:
+        return self.capture_content in ("SPAN_ONLY", "SPAN_AND_EVENT")
+
+    @property
+    def content_in_events(self) -> bool:
+        return self.capture_content in ("EVENT_ONLY", "SPAN_AND_EVENT")
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One row. ``parse`` turns text into the value or raises ValueError; ``allowed`` says what it takes."""
+
+    field: str
+    variable: str
+    parse: Callable[[str], Any]
+    allowed: str
+    meaning: str
+
+
+def _hooks(text: str) -> frozenset[str]:
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    unknown = [name for name in names if name not in HOOKS]
+    if unknown:
+        raise ValueError(unknown[0])
+    return frozenset(names)
+
+
+def _content_mode(text: str) -> str:
+    mode = text.strip().upper()
+    if mode not in CONTENT_MODES:
+        raise ValueError(text)
+    return mode
+
+
+def _local_model_name(text: str) -> str:
+    name = text.strip().lower()
+    if name not in ("basename", "class"):
+        raise ValueError(text)
+    return name
+
+
+def _boolean(text: str) -> bool:
+    word = text.strip().lower()
+    if word not in ("true", "false"):
+        raise ValueError(text)
+    return word == "true"
+
+
+def _integer(low: int, high: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        value = int(text)
+        if not low <= value <= high:
+            raise ValueError(text)
+        return value
+
+    return parse
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 3600:
+        raise ValueError(text)
+    return value
+
+
+def _opted_in(text: str) -> bool:
+    return LATEST in {word.strip() for word in text.split(",")}
+
+
+SETTINGS: tuple[Setting, ...] = (
+    Setting(
+        "hooks",
+        "INFERSPAN_HOOKS",
+        _hooks,
+        "comma list of " + ", ".join(HOOKS),
+        "Which parts of the libraries are instrumented. Leave out `models` to have no spans for models called "
+        "directly (evaluation loops), `tokenizers` to have none for tokenizers called directly",
+    ),
+    Setting(
+        "capture_content",
+        "OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT",
+        _content_mode,
+        ", ".join(CONTENT_MODES),
+        "Whether prompts, completions, stop strings and exception messages are recorded, and where",
+    ),
+    Setting(
+        "content_length",
+        "INFERSPAN_CONTENT_LENGTH",
+        _integer(1, 1_000_000),
+        "1 to 1000000",
+        "Characters kept of each recorded text",
+    ),
+    Setting(
+        "local_model_name",
+        "INFERSPAN_LOCAL_MODEL_NAME",
+        _local_model_name,
+        "basename, class",
+        "What a model in a local folder is called: the last part of its path, or its class where even that is a secret",
+    ),
+    Setting(
+        "children_max",
+        "INFERSPAN_CHILDREN_MAX",
+        _integer(0, 10_000),
+        "0 to 10000",
+        "Child spans of one inference; the rest is only in its sums and metrics",
+    ),
+    Setting(
+        "queue_max",
+        "INFERSPAN_QUEUE_MAX",
+        _integer(1, 1_000_000),
+        "1 to 1000000",
+        "Finished inferences that wait for the finalizer thread; beyond it children are dropped, and counted",
+    ),
+    Setting(
+        "token_points_max",
+        "INFERSPAN_TOKEN_POINTS_MAX",
+        _integer(0, 1024),
+        "0 to 1024",
+        "Points that one generation adds to the histogram `inferspan.inter_token.duration`",
+    ),
+    Setting(
+        "models_max",
+        "INFERSPAN_MODELS_MAX",
+        _integer(1, 2000),
+        "1 to 2000",
+        "Different model names on metrics of this process; the rest is `_OTHER`",
+    ),
+    Setting("metrics", "INFERSPAN_METRICS", _boolean, "true, false", "Whether metrics are recorded"),
+    Setting(
+        "process_stats",
+        "INFERSPAN_PROCESS_STATS",
+        _boolean,
+        "true, false",
+        "Whether CPU time and resident memory of the process are read at each inference",
+    ),
+    Setting(
+        "flush_timeout",
+        "INFERSPAN_FLUSH_TIMEOUT",
+        _seconds,
+        "0 to 3600 seconds",
+        "How long exit, `uninstrument()` and the providers' own flush may wait for finished inferences to be told",
+    ),
+    Setting(
+        "latest_conventions",
+        "OTEL_SEMCONV_STABILITY_OPT_IN",
+        _opted_in,
+        "comma list; `gen_ai_latest_experimental` switches",
+        "Emit the newest names of the GenAI conventions in place of those in the released package",
+    ),
+)
+
+
+def load(keywords: Mapping[str, Any], environ: Mapping[str, str] | None = None) -> Settings:
+    """Settings from the environment and, over them, from ``instrument()``'s keyword arguments.
+
+    Raises:
+        TypeError: a keyword that is no setting.
+        ValueError: a keyword with a value that is not allowed.
+    """
+    environ = os.environ if environ is None else environ
+    values: dict[str, Any] = {}
+    for setting in SETTINGS:
+        found = _from_environment(setting, environ)
+        if found is not None:
+            values[setting.field] = found
+    by_field = {setting.field: setting for setting in SETTINGS}
+    for name, value in keywords.items():
+        if name not in by_field:
+            raise TypeError(f"instrument() got an unexpected keyword argument {name!r}{_nearest(name, by_field)}")
+        values[name] = _from_keyword(by_field[name], value)
+    _warn_of_unknown(environ)
+    return Settings(**values)
+
+
+def default_of(setting: Setting) -> Any:
+    """The default of one row, as ``Settings`` declares it."""
+    return next(field.default for field in fields(Settings) if field.name == setting.field)
+
+
+def _from_environment(setting: Setting, environ: Mapping[str, str]) -> Any:
+    for variable in variables(setting):
+        text = environ.get(variable)
+        if text is None or not text.strip():
+            continue
+        try:
+            return setting.parse(text)
+        except ValueError:
+            default = default_of(setting)
+            shown = ",".join(sorted(default)) if isinstance(default, frozenset) else default
+            warn(f"{variable}={text!r} is not allowed (allowed: {setting.allowed}); {shown!r} is used instead")
+            return None
+    return None
+
+
+def _from_keyword(setting: Setting, value: Any) -> Any:
+    default = default_of(setting)
+    if isinstance(default, frozenset) and not isinstance(value, str):
+        value = ",".join(value)
+    # bool is an int to Python: hooks=True or children_max=True would otherwise pass
+    if isinstance(value, bool) is not isinstance(default, bool):
+        if not isinstance(value, str):
+            raise ValueError(f"{setting.field}={value!r} is not allowed (allowed: {setting.allowed})")
+    elif isinstance(value, bool):
+        return value
+    try:
+        return setting.parse(str(value))
+    except ValueError:
+        raise ValueError(f"{setting.field}={value!r} is not allowed (allowed: {setting.allowed})") from None
+
+
+def variables(setting: Setting) -> tuple[str, ...]:
+    """The environment variables that set this row, the first one wins."""
+    if setting.variable.startswith("OTEL_"):
+        return (setting.variable,)
+    return (setting.variable, f"OTEL_{setting.variable}")
+
+
+def _warn_of_unknown(environ: Mapping[str, str]) -> None:
+    known = {variable for setting in SETTINGS for variable in variables(setting)}
+    for variable in environ:
+        if variable.startswith(("INFERSPAN_", "OTEL_INFERSPAN_")) and variable not in known:
+            warn(f"{variable} is no setting of inferspan{_nearest(variable, known)}; it is ignored")
+
+
+def _nearest(name: str, known: Any) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f" (did you mean {close[0]}?)" if close else ""

@@ -1,0 +1,338 @@
+"""Hugging Face pipelines: one inference for each call, whatever the task and however the input comes.
+
+``Pipeline.__call__`` opens and closes the inference. The phases are ``preprocess``, ``forward`` and ``postprocess``
+of the pipeline's own class, patched once for each class when it is first called, since the classes are imported
+lazily and users write their own. ``forward`` rather than ``_forward``: it includes the copies to and from the device,
+and its argument is on the host, so that tokens can be counted without touching a GPU.
+
+A generator or ``Dataset`` gives a lazy result. Its inference stays open, but is current only inside ``__next__``,
+never across a yield; it ends with the last item, an error, or when the result is dropped (at the time of the last
+item, since nobody knows when the consumer lost interest). Nothing is consumed early, and the result keeps its type.
+
+DataLoader workers see the patched methods too, but are outside of any inference, where these pass through.
+"""
+
+from __future__ import annotations
+
+import inspect
+import weakref
+from collections.abc import Callable, Generator
+from time import perf_counter_ns
+from types import ModuleType
+from typing import Any
+
+from inferspan import faults, semconv
+from inferspan.hooks.patches import Patches
+from inferspan.inference import content, scope
+from inferspan.inference.error import type_name
+from inferspan.inference.record import Inference, Phase
+from inferspan.measure import tokens
+
+_STREAM = "_inferspan_stream"
+
+_OPERATIONS = {
+    "feature-extraction": semconv.EMBEDDINGS,
+    "image-feature-extraction": semconv.EMBEDDINGS,
+    "text2text-generation": semconv.TEXT_COMPLETION,
+    "summarization": semconv.TEXT_COMPLETION,
+    "translation": semconv.TEXT_COMPLETION,
+}
+_CHATTY = {
+    "text-generation": semconv.TEXT_COMPLETION,
+    "image-text-to-text": semconv.GENERATE_CONTENT,
+    "any-to-any": semconv.GENERATE_CONTENT,
+}
+
+
+def _install_base(module: ModuleType, patches: Patches) -> None:
+    pipeline = module.Pipeline
+    patches.wrap(pipeline, "__call__", lambda original: _call(original, patches))
+
+
+def _install_iterator(module: ModuleType, patches: Patches) -> None:
+    patches.wrap(module.PipelineIterator, "__iter__", _iter)
+    patches.wrap(module.PipelineIterator, "__next__", _next)
+
+
+MODULES = {
+    "transformers.pipelines.base": _install_base,
+    "transformers.pipelines.pt_utils": _install_iterator,
+}
+
+
+# -- the call ----------------------------------------------------------------------------------------------------
+
+
+def _call(original: Callable[..., Any], patches: Patches) -> Callable[..., Any]:
+    def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
+        active = scope.ACTIVE.get()
+        if scope.settings() is None or (active is not None and active.is_phase):
+            return original(self, *args, **kwargs)
+        _patch_phases(type(self), patches)
+        if active is not None:  # inside an inference() block: its phases are the block's
+            return original(self, *args, **kwargs)
+        inference = _open(self, args, kwargs)
+        if inference is None:
+            return original(self, *args, **kwargs)
+        entered = scope.enter(inference)
+        try:
+            result = original(self, *args, **kwargs)
+        except BaseException as error:
+            scope.leave(entered)
+            scope.close(inference, error)
+            raise
+        scope.leave(entered)
+        if not _keep_open(inference, result):
+            _capture_output(inference, result)
+            scope.close(inference)
+        return result
+
+    return __call__
+
+
+def _open(pipeline: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Inference | None:
+    try:
+        task = str(getattr(pipeline, "task", "") or type(pipeline).__name__)
+        model = getattr(pipeline, "model", None)
+        inputs = args[0] if args else kwargs.get("inputs")
+        facts = None if model is None else scope.model_facts(model)
+        inference = scope.open_inference(_operation(task, inputs), facts, model=model)
+        if inference is not None:
+            inference.set(semconv.TASK, task)
+            workers = kwargs.get("num_workers") or getattr(pipeline, "_num_workers", None)
+            inference.set(semconv.PREPROCESS_WORKERS, workers or None)
+            settings = scope.settings()
+            if settings is not None and settings.capture_content != "NO_CONTENT":
+                inference.content = content.Content(content.messages_of(inputs))
+        return inference
+    except Exception:  # noqa: BLE001
+        faults.note("pipelines.open")
+        return None
+
+
+def _operation(task: str, inputs: Any) -> str:
+    family = task.split("_", 1)[0]  # translation_en_to_fr
+    if family in _CHATTY:
+        return semconv.CHAT if content.is_chat(inputs) else _CHATTY[family]
+    return _OPERATIONS.get(family, family)
+
+
+def _capture_output(inference: Inference, result: Any) -> None:
+    if inference.content is not None:
+        inference.content.output = content.completions_of(result)
+
+
+# -- the phases --------------------------------------------------------------------------------------------------
+
+
+def _patch_phases(cls: type, patches: Patches) -> None:
+    if cls in _patched_classes and _patched_classes[cls] is patches:
+        return
+    _patched_classes[cls] = patches
+    for name, make in (("preprocess", _preprocess), ("forward", _forward), ("postprocess", _postprocess)):
+        owner = next((base for base in cls.__mro__ if name in vars(base)), None)
+        if owner is not None:
+            patches.wrap(owner, name, make)
+
+
+_patched_classes: weakref.WeakKeyDictionary[type, Patches] = weakref.WeakKeyDictionary()
+
+
+def _reads_text(pipeline: Any) -> bool:
+    """Whether the input is text. A pipeline that loads a processor for images, audio or video does not read text,
+    but for text-to-audio, where the processor takes text."""
+    if getattr(pipeline, "task", None) == "text-to-audio":
+        return True
+    others = ("image_processor", "feature_extractor", "video_processor", "processor")
+    return getattr(pipeline, "tokenizer", None) is not None and not any(
+        getattr(pipeline, f"_load_{name}", None) or getattr(pipeline, name, None) is not None for name in others
+    )
+
+
+def _begin(pipeline: Any, text: str, other: str) -> Phase | None:
+    """A phase of the inference that is active here; ``None`` outside of one and inside another phase."""
+    active = scope.ACTIVE.get()
+    if active is None or active.is_phase or active.inference is None:
+        return None
+    try:
+        return active.inference.begin(text if text == other or _reads_text(pipeline) else other)
+    except Exception:  # noqa: BLE001
+        faults.note("pipelines.phase")
+        return None
+
+
+def _run(phase: Phase, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Call ``function`` inside ``phase``, and end it."""
+    token = scope.ACTIVE.set(phase)
+    try:
+        return function(*args, **kwargs)
+    except StopIteration:
+        raise
+    except BaseException as error:
+        phase.error = type_name(error)
+        raise
+    finally:
+        scope.ACTIVE.reset(token)
+        if phase.inference is not None:
+            phase.inference.end(phase)
+
+
+def _preprocess(original: Callable[..., Any]) -> Callable[..., Any]:
+    if inspect.isgeneratorfunction(original):
+
+        def preprocess_chunks(self: Any, *args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
+            chunks = original(self, *args, **kwargs)
+            try:
+                while True:
+                    phase = _begin(self, semconv.TOKENIZE, semconv.PREPROCESS)
+                    try:
+                        chunk = next(chunks) if phase is None else _run(phase, next, chunks)
+                    except StopIteration as stop:
+                        return stop.value
+                    yield chunk
+            finally:
+                chunks.close()
+
+        return preprocess_chunks
+
+    def preprocess(self: Any, *args: Any, **kwargs: Any) -> Any:
+        phase = _begin(self, semconv.TOKENIZE, semconv.PREPROCESS)
+        if phase is None:
+            return original(self, *args, **kwargs)
+        return _run(phase, original, self, *args, **kwargs)
+
+    return preprocess
+
+
+def _forward(original: Callable[..., Any]) -> Callable[..., Any]:
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        phase = _begin(self, semconv.FORWARD, semconv.FORWARD)
+        if phase is None:
+            return original(self, *args, **kwargs)
+        _note_batch(phase, self, args[0] if args else kwargs.get("model_inputs"))
+        return _run(phase, original, self, *args, **kwargs)
+
+    return forward
+
+
+def _note_batch(phase: Phase, pipeline: Any, inputs: Any) -> None:
+    inference = phase.inference
+    if inference is None:
+        return
+    try:
+        batch = tokens.read_batch(inputs)
+        if batch is not None:
+            inference.add_batch(batch)
+            phase.set(semconv.BATCH_SIZE, batch.rows)
+            phase.set(semconv.SEQUENCE_LENGTH, batch.length)
+        if semconv.DEVICE not in inference.attributes:
+            device = getattr(pipeline, "device", None)
+            inference.set(semconv.DEVICE, None if device is None else str(device))
+    except Exception:  # noqa: BLE001
+        faults.note("pipelines.batch")
+
+
+def _postprocess(original: Callable[..., Any]) -> Callable[..., Any]:
+    def postprocess(self: Any, *args: Any, **kwargs: Any) -> Any:
+        phase = _begin(self, semconv.DETOKENIZE, semconv.POSTPROCESS)
+        if phase is None:
+            return original(self, *args, **kwargs)
+        if phase.inference is not None:
+            phase.inference.items += 1
+        return _run(phase, original, self, *args, **kwargs)
+
+    return postprocess
+
+
+# -- lazy results ------------------------------------------------------------------------------------------------
+
+
+class _Stream:
+    """What a lazy result carries: its inference. It stays behind when the result is pickled or copied."""
+
+    __slots__ = ("inference",)
+
+    def __init__(self, inference: Inference) -> None:
+        self.inference = inference
+
+    def __reduce__(self) -> tuple[type[None], tuple[()]]:
+        return type(None), ()
+
+    def run(self, function: Callable[..., Any], result: Any) -> Any:
+        """One step of the consumer, inside the inference."""
+        inference = self.inference
+        if inference.end_ns is not None:
+            return function(result)
+        entered = scope.enter(inference)
+        start_ns = perf_counter_ns()
+        error: BaseException | None = None
+        over = False
+        try:
+            return function(result)
+        except StopIteration:
+            over = True
+            raise
+        except BaseException as raised:
+            over, error = True, raised
+            raise
+        finally:
+            scope.leave(entered)
+            inference.last_ns = perf_counter_ns()
+            inference.busy_ns = (inference.busy_ns or 0) + inference.last_ns - start_ns
+            if over:
+                scope.close(inference, error)
+
+    def begin_again(self) -> None:
+        """A result that is iterated once more after its end runs everything anew: one more inference."""
+        ended = self.inference
+        if ended.end_ns is None:
+            return
+        inference = scope.open_inference(ended.operation, ended.model)
+        if inference is not None:
+            inference.set(semconv.TASK, ended.attributes.get(semconv.TASK))
+            inference.set(semconv.LAZY, True)
+            self.inference = inference
+
+
+def _keep_open(inference: Inference, result: Any) -> bool:
+    """Whether the result is lazy; then its inference goes with it."""
+    try:
+        if type(result).__name__ != "PipelineIterator":
+            return False
+        inference.last_ns = perf_counter_ns()
+        inference.busy_ns = inference.last_ns - inference.start_ns
+        inference.set(semconv.LAZY, True)
+        stream = _Stream(inference)
+        vars(result)[_STREAM] = stream
+        weakref.finalize(result, _abandon, stream).atexit = False
+        return True
+    except Exception:  # noqa: BLE001
+        faults.note("pipelines.lazy")
+        return False
+
+
+def _abandon(stream: _Stream) -> None:
+    # Called by the garbage collector, in whatever thread: it only appends, and only if nothing has ended it before.
+    inference = stream.inference
+    if inference.end_ns is None:
+        inference.abandoned = True
+        scope.close(inference, end_ns=inference.last_ns)
+
+
+def _iter(original: Callable[..., Any]) -> Callable[..., Any]:
+    def __iter__(self: Any) -> Any:
+        stream = vars(self).get(_STREAM)
+        if stream is None:
+            return original(self)
+        stream.begin_again()
+        return stream.run(original, self)
+
+    return __iter__
+
+
+def _next(original: Callable[..., Any]) -> Callable[..., Any]:
+    def __next__(self: Any) -> Any:
+        stream = vars(self).get(_STREAM)
+        return original(self) if stream is None else stream.run(original, self)
+
+    return __next__

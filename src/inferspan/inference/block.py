@@ -1,0 +1,149 @@
+"""``with inferspan.inference(...)``: an inference of the program's own making.
+
+Inside the block the hooks add what they see (a tokenizer's call, a ``generate()``, a model's forward) as phases of
+this inference instead of opening their own; ``phase()`` marks what no hook sees. While not instrumented everything
+here does nothing.
+"""
+
+from __future__ import annotations
+
+from contextvars import Token
+from types import TracebackType
+from typing import Any
+
+from opentelemetry.util.types import AttributeValue
+
+from inferspan import faults, semconv
+from inferspan.inference import scope
+from inferspan.inference.error import type_name
+from inferspan.inference.model import ModelFacts, display_name
+from inferspan.inference.record import Inference, Phase
+
+
+class InferenceBlock:
+    """One inference of the program's own; made by :func:`inference`. Usable once, with ``with`` or ``async with``."""
+
+    def __init__(self, name: str, model: Any, operation: str | None) -> None:
+        self._name = name
+        self._model = model
+        self._operation = operation or name
+        self._inference: Inference | None = None
+        self._entered: scope.Entered | None = None
+
+    def phase(self, name: str) -> PhaseBlock:
+        """A phase of this inference: ``with block.phase("tokenize"): ...``, sync or async."""
+        return PhaseBlock(name)
+
+    def set_tokens(self, *, input: int | None = None, output: int | None = None) -> None:  # noqa: A002
+        """Tokens read and generated, in place of what the hooks counted."""
+        if self._inference is not None:
+            if input is not None:
+                self._inference.input_tokens, self._inference.input_exact = int(input), True
+            if output is not None:
+                self._inference.output_tokens, self._inference.output_exact = int(output), True
+
+    def set_batch_size(self, rows: int) -> None:
+        """Rows of the batch, in place of what the hooks saw."""
+        if self._inference is not None:
+            self._inference.batch_rows = [int(rows)]
+            self._inference.rows_max = int(rows)
+
+    def set_attribute(self, name: str, value: AttributeValue) -> None:
+        """An attribute of the root span. It is the program's own, and its privacy too."""
+        if self._inference is not None:
+            self._inference.set(name, value)
+
+    def __enter__(self) -> InferenceBlock:
+        inference = None
+        if scope.ACTIVE.get() is None:
+            try:
+                facts = _facts(self._model)
+            except Exception:  # noqa: BLE001
+                faults.note("block.open")
+                facts = None
+            model = None if isinstance(self._model, str) else self._model
+            inference = scope.open_inference(self._operation, facts, name=self._name, model=model)
+        if inference is not None:
+            self._inference = inference
+            self._entered = scope.enter(inference)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        inference, entered = self._inference, self._entered
+        self._inference = self._entered = None
+        if inference is not None and entered is not None:
+            scope.leave(entered)
+            scope.close(inference, error)
+
+    async def __aenter__(self) -> InferenceBlock:
+        return self.__enter__()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.__exit__(kind, error, trace)
+
+
+class PhaseBlock:
+    """One phase of the inference that is active; made by :meth:`InferenceBlock.phase`."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._phase: Phase | None = None
+        self._token: Token[Inference | Phase | None] | None = None
+
+    def __enter__(self) -> PhaseBlock:
+        active = scope.ACTIVE.get()
+        if active is not None and not active.is_phase and active.inference is not None:
+            self._phase = active.inference.begin(self._name)
+            self._token = scope.ACTIVE.set(self._phase)
+        return self
+
+    def set_attribute(self, name: str, value: AttributeValue) -> None:
+        """An attribute of the phase's span."""
+        if self._phase is not None:
+            self._phase.set(name, value)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        phase, token = self._phase, self._token
+        self._phase = self._token = None
+        if phase is not None and token is not None and phase.inference is not None:
+            scope.ACTIVE.reset(token)
+            if error is not None and not scope.is_cancellation(error):
+                phase.error = type_name(error)
+            phase.inference.end(phase)
+
+    async def __aenter__(self) -> PhaseBlock:
+        return self.__enter__()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.__exit__(kind, error, trace)
+
+
+def inference(name: str, *, model: Any = None, operation: str | None = None) -> InferenceBlock:
+    """An inference of your own, as a context manager.
+
+    Args:
+        name: of the root span.
+        model: the model, or its name. A model instance also gives its facts and whether it is cold.
+        operation: value of ``gen_ai.operation.name``, for example ``chat``; by default the name.
+
+    Inside another inference the block is part of that one, and opens no trace of its own.
+    """
+    return InferenceBlock(name, model, operation)
+
+
+def _facts(model: Any) -> ModelFacts | None:
+    if model is None:
+        return None
+    if not isinstance(model, str):
+        return scope.model_facts(model)
+    facts = ModelFacts(display_name(model, semconv.OTHER, "basename")[0])
+    facts.cold = False  # of a mere name nothing is known, so no inference of it is called cold
+    return facts

@@ -1,0 +1,167 @@
+"""What is known of a model, read once for each instance and remembered as long as the instance lives.
+
+Nothing here keeps a model alive: the memory is keyed weakly. Names are made safe to show: of a local folder only the
+last part, or the class where the setting says so; a snapshot folder of the Hub's cache gives the Hub id back.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import weakref
+from collections.abc import Mapping
+from typing import Any
+
+from inferspan import faults, semconv
+
+_SNAPSHOT = re.compile(r"models--(?P<id>[^/\\]+)[/\\]snapshots[/\\](?P<revision>[0-9a-f]{7,64})")
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_NAME_MAX = 256
+
+_facts: weakref.WeakKeyDictionary[Any, ModelFacts]
+
+
+class ModelFacts:
+    """What never changes between the inferences of one model instance.
+
+    ``cold`` is true until its first inference begins. ``load_ns`` is how long ``from_pretrained`` took, ``None``
+    where the model came another way.
+    """
+
+    __slots__ = ("cold", "end_ids", "load_ns", "name", "pad_id", "revision", "start_attributes")
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.revision: str | None = None
+        self.cold = True
+        self.load_ns: int | None = None
+        self.end_ids: frozenset[int] | None = None
+        self.pad_id: int | None = None
+        self.start_attributes: dict[str, dict[str, str]] = {}
+
+    def attributes_for(self, operation: str) -> Mapping[str, str]:
+        """The root span's attributes that a sampler may look at, made once for each operation."""
+        found = self.start_attributes.get(operation)
+        if found is None:
+            found = self.start_attributes[operation] = {
+                semconv.OPERATION_NAME: operation,
+                semconv.PROVIDER_NAME: semconv.HUGGINGFACE,
+                semconv.REQUEST_MODEL: self.name,
+            }
+        return found
+
+    def take_cold(self) -> bool:
+        """True for the first caller only."""
+        was, self.cold = self.cold, False
+        return was
+
+
+_facts = weakref.WeakKeyDictionary()
+
+
+def facts_of(model: Any, local_name: str = "basename") -> ModelFacts:
+    """The facts of this model instance."""
+    try:
+        facts = _facts.get(model)
+        if facts is None:
+            facts = _facts.setdefault(model, _read(model, local_name))
+        return facts
+    except TypeError:  # cannot be referred to weakly, or not hashed: nothing is remembered of it
+        return _read(model, local_name)
+
+
+def forget(model: Any) -> None:
+    """Drop what is known: the next inference of this instance is cold again (it has been loaded anew)."""
+    _facts.pop(model, None)
+
+
+def display_name(source: str, fallback: str, local_name: str) -> tuple[str, str | None]:
+    """Name to show, and the revision if the source tells it, of a Hub id or a path."""
+    snapshot = _SNAPSHOT.search(source)
+    if snapshot:
+        return snapshot["id"].replace("--", "/", 1)[:_NAME_MAX], snapshot["revision"]
+    if not source:
+        return fallback, None
+    if _HUB_ID.fullmatch(source) and not os.path.isdir(source):
+        return source[:_NAME_MAX], None
+    if local_name == "class":
+        return fallback, None
+    last = re.split(r"[/\\]", source.rstrip("/\\"))[-1]
+    return (last or fallback)[:_NAME_MAX], None
+
+
+def describe(model: Any, facts: ModelFacts) -> dict[str, Any]:
+    """The model's own facts, for its ``load`` span or its first inference. Takes about a millisecond."""
+    config = getattr(model, "config", None)
+    attributes: dict[str, Any] = {semconv.MODEL_CLASS: type(model).__name__}
+    attributes[semconv.MODEL_TYPE] = _text(getattr(config, "model_type", None))
+    attributes[semconv.MODEL_REVISION] = facts.revision
+    attributes[semconv.MODEL_PARAMETERS] = _call(model, "num_parameters")
+    attributes[semconv.MODEL_SIZE] = _call(model, "get_memory_footprint")
+    attributes[semconv.MODEL_DTYPE] = _dtype(model)
+    attributes[semconv.MODEL_QUANTIZATION] = _quantization(config)
+    attributes[semconv.MODEL_ATTENTION] = _text(getattr(config, "_attn_implementation", None))
+    return {name: value for name, value in attributes.items() if value is not None}
+
+
+def _read(model: Any, local_name: str) -> ModelFacts:
+    config = getattr(model, "config", None)
+    source = getattr(config, "_name_or_path", None) or getattr(model, "name_or_path", None) or ""
+    name, revision = display_name(str(source), type(model).__name__, local_name)
+    facts = ModelFacts(name)
+    facts.revision = revision or _text(getattr(config, "_commit_hash", None))
+    facts.end_ids, facts.pad_id = special_ids(getattr(model, "generation_config", None))
+    return facts
+
+
+def special_ids(generation_config: Any) -> tuple[frozenset[int] | None, int | None]:
+    """End-of-sequence ids and padding id of a generation configuration; ``None`` where it does not say.
+
+    A padding id that is also an end id tells nothing about padding, and is left out.
+    """
+    end = id_set(getattr(generation_config, "eos_token_id", None))
+    pad = getattr(generation_config, "pad_token_id", None)
+    if not isinstance(pad, int) or (end is not None and pad in end):
+        pad = None
+    return end, pad
+
+
+def id_set(value: Any) -> frozenset[int] | None:
+    """One id or a list of ids, as transformers takes them, as a set."""
+    if isinstance(value, int):
+        return frozenset((value,)) if value >= 0 else frozenset()
+    if isinstance(value, (list, tuple)):
+        return frozenset(item for item in value if isinstance(item, int))
+    return None
+
+
+def _call(model: Any, name: str) -> int | None:
+    method = getattr(model, name, None)
+    if method is None:
+        return None
+    try:
+        return int(method())
+    except Exception:  # noqa: BLE001 - a user's own class may define the name with another meaning
+        faults.note(f"model.{name}")
+        return None
+
+
+def _dtype(model: Any) -> str | None:
+    dtype = getattr(model, "dtype", None)
+    return None if dtype is None else str(dtype).removeprefix("torch.")
+
+
+def _quantization(config: Any) -> str | None:
+    quantization = getattr(config, "quantization_config", None)
+    if quantization is None:
+        return None
+    method = (
+        quantization.get("quant_method")
+        if isinstance(quantization, Mapping)
+        else getattr(quantization, "quant_method", None)
+    )
+    return _text(getattr(method, "value", method))
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) and value else None

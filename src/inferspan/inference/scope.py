@@ -1,0 +1,248 @@
+"""Where the calling thread is: outside of any inference, in one, or in a phase of one; and the way in and out.
+
+``ACTIVE`` says it. It is ``None`` outside; an :class:`Inference` between phases; a :class:`Phase` inside one, where
+everything nested belongs to that phase and makes no record of its own. ``MUTED`` is a phase of nothing: inside it no
+hook records (a draft model's ``generate``, the generation thread of continuous batching, a DataLoader worker).
+
+What is opened here is handed to a :class:`Sink` when it closes. There is one sink while instrumented, none
+otherwise: a wrapper that somebody kept beyond ``uninstrument()`` finds none and passes straight through.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from contextvars import ContextVar, Token
+from time import perf_counter_ns
+from typing import TYPE_CHECKING, Any, Protocol
+
+from opentelemetry import context as otel_context
+from opentelemetry.context import Context
+from opentelemetry.instrumentation.utils import is_instrumentation_enabled
+from opentelemetry.trace import get_current_span, set_span_in_context
+
+from inferspan import faults
+from inferspan.inference.error import Failure, failure_of
+from inferspan.inference.model import ModelFacts, describe, facts_of
+from inferspan.inference.record import Inference, Lone, Phase
+from inferspan.measure.process import ResidentMemory, cpu_time_ns
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import Span
+
+    from inferspan.config import Settings
+
+Entered = tuple[Token[Context], Token["Inference | Phase | None"]]
+
+MUTED = Phase("muted", None, 0)
+ACTIVE: ContextVar[Inference | Phase | None] = ContextVar("inferspan_active", default=None)
+
+
+class Sink(Protocol):
+    """What :mod:`inferspan.telemetry` is to the calling thread."""
+
+    settings: Settings
+
+    def start_root(self, inference: Inference, context: Context) -> Span:
+        """Start the live root span; a span that is not recording where the trace is not sampled."""
+
+    def submit(self, record: Inference | Lone) -> None:
+        """Take a finished record. Never blocks and takes no lock: it may be called by the garbage collector."""
+
+
+_sink: Sink | None = None
+_memory: ResidentMemory | None = None
+_open: dict[int, Inference] = {}
+_fork_generation = 0
+
+
+def connect(sink: Sink | None) -> None:
+    """Begin, or with ``None`` stop, to hand records to ``sink``."""
+    global _sink, _memory
+    if sink is not None and sink.settings.process_stats and _memory is None:
+        _memory = ResidentMemory()
+    elif (sink is None or not sink.settings.process_stats) and _memory is not None:
+        _memory.close()
+        _memory = None
+    _sink = sink
+
+
+def settings() -> Settings | None:
+    """The settings in force; ``None`` while not instrumented."""
+    return None if _sink is None else _sink.settings
+
+
+def open_count() -> int:
+    """Inferences that have begun and not ended."""
+    return len(_open)
+
+
+def may_open() -> bool:
+    """Whether a hook that meets no inference should open one here and now."""
+    return _sink is not None and is_instrumentation_enabled()
+
+
+def model_facts(model: Any) -> ModelFacts:
+    """Facts of a model instance, named as the settings say."""
+    return facts_of(model, _sink.settings.local_model_name if _sink is not None else "basename")
+
+
+def open_inference(
+    operation: str,
+    facts: ModelFacts | None,
+    *,
+    name: str | None = None,
+    model: Any = None,
+    parent: Context | None = None,
+) -> Inference | None:
+    """Open an inference and start its root span, not yet current. ``None`` if it must not or cannot be recorded.
+
+    Args:
+        operation: value of ``gen_ai.operation.name``.
+        facts: of its model, if it has one.
+        name: of the root span; by default the operation and the model's name.
+        model: the instance itself, to describe it on its first inference.
+        parent: context to take the parent from, by default the current one.
+    """
+    sink = _sink
+    if sink is None or not is_instrumentation_enabled():
+        return None
+    try:
+        if name is None:
+            name = operation if facts is None else f"{operation} {facts.name}"
+        inference = Inference(name, operation, facts, sink.settings.children_max)
+        inference.fork_generation = _fork_generation
+        if facts is not None and facts.cold and facts.take_cold():
+            inference.cold = True
+            if facts.load_ns is None and model is not None:
+                inference.attributes.update(describe(model, facts))
+        if _memory is not None:
+            inference.cpu_start_ns = cpu_time_ns()
+        inference.parent = otel_context.get_current() if parent is None else parent
+        inference.root = sink.start_root(inference, inference.parent)
+        inference.context = set_span_in_context(inference.root, inference.parent)
+        _open[id(inference)] = inference
+        return inference
+    except Exception:  # noqa: BLE001 - a user's sampler or span processor may raise anything
+        faults.note("scope.open")
+        return None
+
+
+def enter(inference: Inference, inside: Phase | None = None) -> Entered:
+    """Make the inference and its root span current in this context; ``inside`` a phase, where it has no others."""
+    assert inference.context is not None
+    return otel_context.attach(inference.context), ACTIVE.set(inference if inside is None else inside)
+
+
+def leave(entered: Entered) -> None:
+    """Undo :func:`enter`."""
+    ACTIVE.reset(entered[1])
+    otel_context.detach(entered[0])
+
+
+def elapsed_ns(inference: Inference) -> int:
+    """How long the inference has been running."""
+    return perf_counter_ns() - inference.start_ns
+
+
+def close(
+    inference: Inference,
+    error: BaseException | None = None,
+    *,
+    failed: str | None = None,
+    end_ns: int | None = None,
+) -> None:
+    """The inference is over: hand it on, once.
+
+    ``error`` is the exception that ended it; ``failed`` its type alone, where the exception is not at hand.
+    """
+    # dict.pop is atomic: of a consumer, the garbage collector and interpreter exit only one gets it.
+    if _open.pop(id(inference), None) is None or inference.fork_generation != _fork_generation:
+        return
+    try:
+        inference.end_ns = perf_counter_ns() if end_ns is None else end_ns
+        if inference.cpu_start_ns is not None:
+            inference.cpu_time_ns = cpu_time_ns() - inference.cpu_start_ns
+        if _memory is not None:
+            inference.memory_bytes = _memory.read_bytes()
+        sink = _sink
+        if sink is None:
+            return
+        if error is not None:
+            inference.cancelled = is_cancellation(error)
+            if not inference.cancelled:
+                inference.failure = failure_of(
+                    error,
+                    with_message=sink.settings.content_on_spans,
+                    message_length=sink.settings.content_length,
+                )
+        elif failed is not None:
+            inference.failure = Failure(failed, "", None)
+        sink.submit(inference)
+    except Exception:  # noqa: BLE001
+        faults.note("scope.close")
+
+
+def begin_phase(name: str) -> Phase | None:
+    """Begin a phase here: of the inference that is active, else one on its own; ``None`` if nested or muted."""
+    active = ACTIVE.get()
+    if active is None:
+        return Phase(name, None, perf_counter_ns()) if may_open() and not in_worker() else None
+    if active.is_phase or active.inference is None:
+        return None
+    return active.inference.begin(name)
+
+
+def end_phase(phase: Phase, model: str | None = None) -> None:
+    """The phase is over: give it to its inference, or on its own to the sink."""
+    inference = phase.inference
+    if inference is not None:
+        inference.end(phase)
+        return
+    phase.end_ns = perf_counter_ns()
+    phase.busy_ns = phase.end_ns - phase.start_ns
+    phase.calls = 1
+    if _sink is not None:
+        _sink.submit(Lone(phase, otel_context.get_current(), model))
+
+
+def in_worker() -> bool:
+    """Whether this process is a DataLoader worker: it leaves by ``os._exit``, and its spans would be lost."""
+    data = sys.modules.get("torch.utils.data")
+    if data is None:
+        return False
+    get_worker_info = getattr(data, "get_worker_info", None)
+    return get_worker_info is not None and get_worker_info() is not None
+
+
+def is_cancellation(error: BaseException) -> bool:
+    """Whether the exception says that the caller lost interest, rather than that something failed."""
+    return isinstance(error, (asyncio.CancelledError, GeneratorExit)) or "Cancel" in type(error).__name__
+
+
+def has_current_span() -> bool:
+    """Whether some span is current here."""
+    return get_current_span().get_span_context().is_valid
+
+
+def abandon_open() -> None:
+    """The process is ending: close what still runs, with what is known of it."""
+    for inference in list(_open.values()):
+        inference.abandoned = True
+        close(inference)
+
+
+def _after_fork_in_child() -> None:
+    # The child must not export its parent's inferences, nor record inside one that only the parent can end.
+    global _fork_generation
+    _fork_generation += 1
+    _open.clear()
+    if _memory is not None:
+        _memory.reopen()
+    if ACTIVE.get() is not None:
+        ACTIVE.set(MUTED)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -1,0 +1,63 @@
+"""The ``BaseInstrumentor`` behind the entry point ``inferspan``, and so behind :func:`inferspan.instrument`."""
+
+from __future__ import annotations
+
+import importlib.util
+import threading
+from collections.abc import Collection
+from typing import Any
+
+from opentelemetry.instrumentation.instrumentor import BaseInstrumentor
+
+from inferspan import config, faults, hooks
+from inferspan.inference import scope
+from inferspan.telemetry.reporter import Reporter
+
+_PROVIDERS = ("tracer_provider", "meter_provider", "logger_provider")
+_lock = threading.RLock()
+
+
+class InferspanInstrumentor(BaseInstrumentor):  # type: ignore[misc]  # its module is untyped
+    """Instruments transformers and torch in this process; a singleton, like every instrumentor."""
+
+    _reporter: Reporter | None = None
+
+    def instrumentation_dependencies(self) -> Collection[str]:
+        # None is required: `inference()` blocks need no library, and an old one gets a warning of our own. In
+        # automatic mode the extra `instruments-any` decides, which is read from the distribution's metadata.
+        return ()
+
+    def instrument(self, **kwargs: Any) -> None:
+        with _lock:
+            super().instrument(**kwargs)
+
+    def uninstrument(self, **kwargs: Any) -> None:
+        with _lock:
+            super().uninstrument(**kwargs)
+
+    def _instrument(self, **kwargs: Any) -> None:
+        providers = {name: kwargs.pop(name, None) for name in _PROVIDERS}
+        # opentelemetry-instrument passes what concerns it alone
+        for name in ("skip_dep_check", "raise_exception_on_conflict"):
+            kwargs.pop(name, None)
+        settings = config.load(kwargs)
+        faults.forget()
+        if importlib.util.find_spec("torch") is None:
+            faults.warn("torch is not installed: inferspan has only inferspan.inference() blocks to record")
+        reporter = Reporter(settings, **providers)
+        InferspanInstrumentor._reporter = reporter
+        scope.connect(reporter)
+        hooks.install(settings.hooks)
+
+    def _uninstrument(self, **kwargs: Any) -> None:
+        hooks.remove()
+        scope.connect(None)
+        reporter, InferspanInstrumentor._reporter = self._reporter, None
+        if reporter is not None:
+            reporter.close()
+
+    @classmethod
+    def flush(cls, timeout_s: float) -> bool:
+        """Tell everything finished, and have the providers flush; true if there was nothing left to do."""
+        reporter = cls._reporter
+        return True if reporter is None else reporter.flush(timeout_s)

@@ -1,0 +1,66 @@
+"""The clock of one ``generate()``: when the first token came, how many steps there were, how long each took.
+
+It is driven by :meth:`tick`, once each time the decoding loop asks whether it should go on: before the first token,
+and after every token. transformers itself has waited for the device by then (the loop needs the answer on the
+host), so a host clock read there is when the token was really there, and nothing of ours waits.
+
+With assisted decoding one step yields one or more tokens: steps are counted here, tokens from the result.
+"""
+
+from __future__ import annotations
+
+from time import perf_counter_ns
+
+_KEPT_MAX = 1024
+
+
+class Generation:
+    """Steps of one generation. Times are ``perf_counter_ns`` readings.
+
+    ``model_id`` tells a wrapper's own inner call (Whisper's ``generate`` calls the general one on the same model)
+    from that of another model (a draft model), which must not count.
+    """
+
+    def __init__(self, model_id: int) -> None:
+        self.model_id = model_id
+        self.start_ns = perf_counter_ns()
+        self.end_ns: int | None = None
+        self.first_token_ns: int | None = None
+        self.last_token_ns: int | None = None
+        self.steps = 0
+        self.intervals_ns: list[int] = []
+        self._stride = 1
+        self._last_ns = 0
+        self._between_loops = True
+        self._in_first_step = True
+
+    def tick(self) -> None:
+        now = perf_counter_ns()
+        if self._between_loops:
+            self._between_loops = False
+            self._in_first_step = True
+            return
+        self.steps += 1
+        if self.first_token_ns is None:
+            self.first_token_ns = now
+        elif not self._in_first_step and self.steps % self._stride == 0:
+            self._keep(now - self._last_ns)
+        self._in_first_step = False
+        self._last_ns = self.last_token_ns = now
+
+    def restart(self) -> None:
+        """A further decoding loop begins on the same model (a long audio's next segment)."""
+        self._between_loops = True
+
+    def time_per_step_ns(self) -> float | None:
+        """Mean time of the steps after the first; ``None`` with fewer than two."""
+        if self.first_token_ns is None or self.last_token_ns is None or self.steps < 2:
+            return None
+        return (self.last_token_ns - self.first_token_ns) / (self.steps - 1)
+
+    def _keep(self, interval_ns: int) -> None:
+        # A long generation keeps every second, fourth, … interval: bounded, and still spread over all its steps.
+        self.intervals_ns.append(interval_ns)
+        if len(self.intervals_ns) >= _KEPT_MAX:
+            del self.intervals_ns[1::2]
+            self._stride *= 2

@@ -1,0 +1,147 @@
+"""Rows, lengths and tokens of a batch, from shapes, and from ids and masks only where they are on the host anyway.
+
+An id on a GPU is never copied: the count is then the number of positions, an upper bound, and marked so. What
+counts as a token is what the attention mask does not mask, so special tokens are in and padding is out. Generated
+tokens of a row end with its end-of-sequence token, which counts; what pads a finished row does not.
+
+This is not a tokenizer: text is never looked at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+_OTHER_INPUTS = (
+    "inputs_embeds",
+    "pixel_values",
+    "input_features",
+    "input_values",
+    "pixel_values_videos",
+    "bbox",
+    "inputs",
+)
+_FINISH_REASONS_MAX = 64
+
+
+@dataclass(slots=True)
+class Batch:
+    """What one forward was given. ``tokens`` is an upper bound unless ``exact``; ``positions`` includes padding."""
+
+    rows: int
+    length: int | None = None
+    tokens: int | None = None
+    exact: bool = True
+    positions: int | None = None
+    device: str | None = None
+
+
+@dataclass(slots=True)
+class Output:
+    """What one generation returned: ``tokens`` over all sequences returned, an upper bound unless ``exact``."""
+
+    tokens: int
+    exact: bool
+    finish_reasons: tuple[str, ...] = ()
+    longest: int = 0
+
+
+def read_batch(inputs: Any, pad_id: int | None = None) -> Batch | None:
+    """The batch in a model's keyword arguments or a pipeline's model inputs; ``None`` if there is none to see."""
+    if not isinstance(inputs, Mapping):
+        return None
+    ids: Any = inputs.get("input_ids")
+    if _is_tensor(ids) and len(ids.shape) >= 1:
+        return _read_ids(ids, inputs.get("attention_mask"), pad_id)
+    for name in _OTHER_INPUTS:
+        tensor: Any = inputs.get(name)
+        if _is_tensor(tensor) and len(tensor.shape) >= 1:
+            return Batch(rows=int(tensor.shape[0]), device=str(tensor.device))
+    return None
+
+
+def read_tensor(tensor: Any) -> Batch | None:
+    """The batch in a model's first positional argument."""
+    if not _is_tensor(tensor) or len(tensor.shape) < 1:
+        return None
+    if len(tensor.shape) == 2 and not tensor.dtype.is_floating_point:
+        return _read_ids(tensor, None, None)
+    return Batch(rows=int(tensor.shape[0]), device=str(tensor.device))
+
+
+def read_output(ids: Any, prompt_length: int, end_ids: frozenset[int], limit: int | None) -> Output | None:
+    """Tokens in ``generate()``'s sequences, shape ``(rows, prompt_length + steps)``.
+
+    Rows that ended early are told apart only on the host. One row needs no look: the loop ends when it does.
+    """
+    if not _is_tensor(ids) or len(ids.shape) != 2:
+        return None
+    rows, length = int(ids.shape[0]), int(ids.shape[1]) - prompt_length
+    if length < 0:
+        return None
+    array = _host_array(ids)
+    if array is not None:
+        return _count_rows(array[:, prompt_length:], end_ids, limit)
+    if rows == 1:
+        reasons = ("stop",) if limit is not None and length < limit else ()
+        return Output(length, True, reasons, length)
+    return Output(rows * length, False, (), length)
+
+
+def _read_ids(ids: Any, mask: Any, pad_id: int | None) -> Batch:
+    length = int(ids.shape[-1])
+    positions = 1
+    for size in ids.shape:
+        positions *= int(size)
+    batch = Batch(
+        rows=positions // length if length else int(ids.shape[0]),
+        length=length,
+        tokens=positions,
+        positions=positions,
+        device=str(ids.device),
+    )
+    if _is_tensor(mask) and mask.shape == ids.shape:
+        array = _host_array(mask)
+        if array is None:
+            batch.exact = False
+        else:
+            batch.tokens = int((array != 0).sum())
+    elif pad_id is not None:
+        array = _host_array(ids)
+        if array is None:
+            batch.exact = batch.rows == 1
+        else:
+            batch.tokens = int((array != pad_id).sum())
+    return batch
+
+
+def _count_rows(new: Any, end_ids: frozenset[int], limit: int | None) -> Output:
+    rows, length = (int(size) for size in new.shape)
+    # Without an end-of-sequence id a row ends at the limit, or earlier by a stop string or the user's criterion.
+    otherwise = "stop" if limit is not None and length < limit else "length"
+    if not end_ids or not length:
+        return Output(rows * length, True, (otherwise,) * min(rows, _FINISH_REASONS_MAX), length)
+    ended = new == next(iter(end_ids))
+    for end_id in end_ids:
+        ended = ended | (new == end_id)
+    finished = ended.any(axis=1)
+    lengths = ended.argmax(axis=1) + 1
+    lengths[~finished] = length
+    reasons = tuple("stop" if stop else otherwise for stop in finished[:_FINISH_REASONS_MAX].tolist())
+    return Output(int(lengths.sum()), True, reasons, int(lengths.max()))
+
+
+def _is_tensor(value: Any) -> bool:
+    return hasattr(value, "shape") and hasattr(value, "device") and hasattr(value, "dtype")
+
+
+def _host_array(tensor: Any) -> Any:
+    """A numpy view of a plain CPU tensor. numpy, not torch operators: those would go through the program's own
+    dispatch modes (FakeTensorMode, FlopCounterMode), vmap levels and autograd."""
+    try:
+        if tensor.device.type != "cpu":
+            return None
+        return tensor.numpy()
+    except Exception:  # noqa: BLE001 - fake, batched, quantized or grad-requiring tensors: not on the host for us
+        return None

@@ -1,0 +1,146 @@
+"""The queue between the calling thread and its telemetry, and the thread that empties it.
+
+Finished records are appended to a deque: no lock, no wait, so that it is safe in a garbage-collector callback and in
+a signal handler. The thread takes them in small portions, since a burst holds the interpreter while the program's
+next inference wants it back, and shows in the very P99 that we report; the longer the queue, the larger the portion.
+
+Flushing, ``uninstrument()`` and interpreter exit empty the queue on their own thread (:meth:`Finalizer.drain`), so
+nothing depends on the thread being alive: after a fork, or where no thread can be started, records wait for them.
+
+A full queue drops children, never roots, and counts them.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from collections import deque
+from collections.abc import Callable
+from time import monotonic
+
+from opentelemetry.instrumentation.utils import suppress_instrumentation
+
+from inferspan import faults
+from inferspan.inference.record import Inference, Lone
+
+Record = Inference | Lone
+
+_PAUSE_S = 0.002
+_IDLE_MIN_S = 0.02
+_IDLE_MAX_S = 0.32
+_PORTION = 16
+
+
+class Finalizer:
+    """Hands every record to ``tell`` once, in order, one at a time."""
+
+    def __init__(self, tell: Callable[[Record], None], queue_max: int) -> None:
+        self._tell = tell
+        self._queue_max = queue_max
+        self._records: deque[Record] = deque()
+        self._telling = threading.RLock()
+        self._teller: int | None = None
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._no_thread_until = 0.0
+        self.children_dropped = 0
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=_weakly(self._after_fork_in_child))
+
+    def submit(self, record: Record) -> None:
+        """Take a finished record."""
+        if len(self._records) >= self._queue_max:
+            if isinstance(record, Lone):
+                self.children_dropped += 1
+                return
+            record.phases_dropped += len(record.phases)
+            self.children_dropped += len(record.phases)
+            record.phases = []
+        self._records.append(record)
+
+    def ensure_running(self) -> None:
+        """Start the thread if it does not run. Not to be called where :meth:`submit` alone is safe."""
+        if self._thread is not None or self._stop.is_set() or monotonic() < self._no_thread_until:
+            return
+        thread = threading.Thread(target=self._run, name="inferspan-finalizer", daemon=True)
+        self._thread = thread
+        try:
+            thread.start()
+        except RuntimeError:  # no more threads, or the interpreter is ending: the next drain tells it all
+            self._thread = None
+            self._no_thread_until = monotonic() + 10.0
+
+    def drain(self, timeout_s: float) -> bool:
+        """Tell everything that has been submitted, on this thread. False if the time did not suffice."""
+        if self._teller == threading.get_ident():
+            return True  # a span processor that flushes from inside on_end: what it waits for is this very call
+        deadline = monotonic() + timeout_s
+        waiting = len(self._records)
+        if not self._telling.acquire(timeout=max(0.0, timeout_s)):
+            return False
+        try:
+            while self._records and waiting > 0:
+                if monotonic() > deadline:
+                    return False
+                self._tell_next()
+                waiting -= 1
+            return True
+        finally:
+            self._telling.release()
+
+    def stop(self, timeout_s: float) -> None:
+        """Tell what is left and end the thread."""
+        self._stop.set()
+        self.drain(timeout_s)
+        thread, self._thread = self._thread, None
+        if thread is not None and thread is not threading.current_thread():
+            thread.join(timeout=timeout_s)
+
+    def _run(self) -> None:
+        idle = _IDLE_MIN_S
+        while not self._stop.is_set():
+            waiting = len(self._records)
+            if not waiting:
+                self._stop.wait(idle)
+                idle = min(idle * 2, _IDLE_MAX_S)
+                continue
+            idle = _IDLE_MIN_S
+            with self._telling:
+                for _ in range(1 + waiting // _PORTION):
+                    self._tell_next()
+            self._stop.wait(_PAUSE_S)
+
+    def _tell_next(self) -> None:
+        try:
+            record = self._records.popleft()
+        except IndexError:
+            return
+        self._teller = threading.get_ident()
+        try:
+            # a processor or exporter that itself runs a model must not make records of that without end
+            with suppress_instrumentation():
+                self._tell(record)
+        except Exception:  # noqa: BLE001 - the user's span processors, views and exporters run in there
+            faults.note("telemetry")
+        finally:
+            self._teller = None
+
+    def _after_fork_in_child(self) -> None:
+        # The parent tells what the parent saw. Locks may have been held by threads that are not here.
+        self._records = deque()
+        self._telling = threading.RLock()
+        self._teller = None
+        self._stop = threading.Event() if not self._stop.is_set() else self._stop
+        self._thread = None
+
+
+def _weakly(method: Callable[[], None]) -> Callable[[], None]:
+    reference = weakref.WeakMethod(method)
+
+    def call() -> None:
+        alive = reference()
+        if alive is not None:
+            alive()
+
+    return call

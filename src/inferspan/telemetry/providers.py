@@ -1,0 +1,141 @@
+"""The program's OpenTelemetry providers: finding them, whenever they are set, and draining before they close.
+
+Providers may be passed, set before or set after ``instrument()``; whichever is in force is looked up at each use and
+bound when it is new. Spans and points that were still on their way when the program flushes or shuts its provider
+down would be lost, so a processor of ours stands first in the tracer provider and drains before the others flush;
+for metrics the callback of an observable instrument does the same, since it runs before the reader collects.
+"""
+
+from __future__ import annotations
+
+import atexit
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from opentelemetry import _logs, metrics, trace
+from opentelemetry.sdk.trace import SpanProcessor
+from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
+
+from inferspan import semconv
+from inferspan.telemetry.ids import IndependentIdGenerator
+from inferspan.version import __version__
+
+SCOPE = "inferspan"
+
+
+class Providers:
+    """The providers of one ``instrument()``; ``None`` means the global one."""
+
+    def __init__(
+        self,
+        tracer_provider: trace.TracerProvider | None,
+        meter_provider: metrics.MeterProvider | None,
+        logger_provider: _logs.LoggerProvider | None,
+        drain: Callable[[float], bool],
+        at_exit: Callable[[], None],
+    ) -> None:
+        self._given_tracer_provider = tracer_provider
+        self._given_meter_provider = meter_provider
+        self._given_logger_provider = logger_provider
+        self._drain_first = _DrainFirst(drain)
+        self._at_exit = at_exit
+        self._ids = IndependentIdGenerator()
+        self._tracer_provider: trace.TracerProvider | None = None
+        self._meter_provider: metrics.MeterProvider | None = None
+        self._tracer: trace.Tracer = trace.NoOpTracer()
+        self._versions: tuple[object, object] = (None, None)
+
+    def tracer(self) -> trace.Tracer:
+        """Our tracer, of the provider in force now."""
+        provider = self._given_tracer_provider or trace.get_tracer_provider()
+        versions = _versions()
+        if provider is not self._tracer_provider or versions != self._versions:
+            self._bind_tracer(provider, versions)
+        return self._tracer
+
+    def new_meter(self) -> metrics.Meter | None:
+        """Our meter if the meter provider is another than at the last call, else ``None``."""
+        provider = self._given_meter_provider or metrics.get_meter_provider()
+        if provider is self._meter_provider:
+            return None
+        self._meter_provider = provider
+        self._run_last_registered()
+        return provider.get_meter(SCOPE, __version__, semconv.SCHEMA_URL)
+
+    def logger(self) -> _logs.Logger:
+        """Our logger, for events."""
+        provider = self._given_logger_provider or _logs.get_logger_provider()
+        return provider.get_logger(SCOPE, __version__, semconv.SCHEMA_URL)
+
+    def flush(self, timeout_s: float) -> bool:
+        """Have the providers flush, where they can."""
+        done = True
+        for provider in (
+            self._given_tracer_provider or trace.get_tracer_provider(),
+            self._given_meter_provider or metrics.get_meter_provider(),
+        ):
+            force_flush = getattr(provider, "force_flush", None)
+            if force_flush is not None:
+                done = force_flush(int(timeout_s * 1000)) is not False and done
+        return done
+
+    def release(self) -> None:
+        """Take our processor out again and forget the providers."""
+        atexit.unregister(self._at_exit)
+        composite: Any = getattr(self._tracer_provider, "_active_span_processor", None)
+        processors = getattr(composite, "_span_processors", None)
+        if isinstance(processors, tuple):
+            composite._span_processors = tuple(p for p in processors if p is not self._drain_first)
+        self._tracer_provider = self._meter_provider = None
+
+    def _bind_tracer(self, provider: trace.TracerProvider, versions: tuple[object, object]) -> None:
+        if provider is not self._tracer_provider:
+            self._put_first(provider)
+            self._run_last_registered()
+        attributes = dict(zip((semconv.TRANSFORMERS_VERSION, semconv.TORCH_VERSION), versions, strict=True))
+        tracer = provider.get_tracer(
+            SCOPE,
+            __version__,
+            semconv.SCHEMA_URL,
+            {name: str(version) for name, version in attributes.items() if version is not None},
+        )
+        # The SDK's default generator draws ids from the random module that the program seeds: the program's own
+        # numbers would change with us, and trace ids repeat. On our tracer alone it is another one.
+        if type(getattr(tracer, "id_generator", None)) is RandomIdGenerator:
+            tracer.id_generator = self._ids  # type: ignore[attr-defined]
+        self._tracer, self._tracer_provider, self._versions = tracer, provider, versions
+
+    def _put_first(self, provider: trace.TracerProvider) -> None:
+        composite: Any = getattr(provider, "_active_span_processor", None)
+        processors = getattr(composite, "_span_processors", None)
+        if isinstance(processors, tuple):
+            if self._drain_first not in processors:
+                composite._span_processors = (self._drain_first, *processors)
+        elif hasattr(provider, "add_span_processor"):
+            provider.add_span_processor(self._drain_first)
+
+    def _run_last_registered(self) -> None:
+        # Exit handlers run in reverse order: ours must come before the one that this provider has registered.
+        atexit.unregister(self._at_exit)
+        atexit.register(self._at_exit)
+
+
+class _DrainFirst(SpanProcessor):
+    """Empties our queue before the provider's other processors flush or shut down."""
+
+    def __init__(self, drain: Callable[[float], bool]) -> None:
+        self._drain = drain
+
+    def force_flush(self, timeout_millis: int = 30000) -> bool:
+        return self._drain(timeout_millis / 1000)
+
+    def shutdown(self) -> None:
+        self._drain(30.0)
+
+
+def _versions() -> tuple[object, object]:
+    return (
+        getattr(sys.modules.get("transformers"), "__version__", None),
+        getattr(sys.modules.get("torch"), "__version__", None),
+    )

@@ -1,0 +1,146 @@
+"""The sink of all records: starts the live root spans, queues what is finished, and tells it to the providers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from opentelemetry import _logs, metrics, trace
+from opentelemetry.metrics import CallbackOptions, Observation
+
+from inferspan import faults, semconv
+from inferspan.inference import scope
+from inferspan.inference.record import Inference, Lone
+from inferspan.telemetry.finalizer import Finalizer
+from inferspan.telemetry.metrics import Points
+from inferspan.telemetry.providers import Providers
+from inferspan.telemetry.spans import content_attributes, start_root, tell_inference, tell_lone
+
+if TYPE_CHECKING:
+    from opentelemetry.context import Context
+    from opentelemetry.trace import Span
+
+    from inferspan.config import Settings
+
+_COLLECT_TIMEOUT_S = 5.0
+
+_current: Reporter | None = None
+
+
+class Reporter:
+    """One ``instrument()``'s way from records to telemetry. Implements :class:`inferspan.inference.scope.Sink`."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        tracer_provider: trace.TracerProvider | None = None,
+        meter_provider: metrics.MeterProvider | None = None,
+        logger_provider: _logs.LoggerProvider | None = None,
+    ) -> None:
+        global _current
+        self.settings = settings
+        self._finalizer = Finalizer(self._tell, settings.queue_max)
+        self._providers = Providers(
+            tracer_provider, meter_provider, logger_provider, self._finalizer.drain, self._at_exit
+        )
+        self._points: Points | None = None
+        self._dropped_told = 0
+        _current = self
+        # Found here, a provider that is set already runs its exit handler after ours, whatever happens first.
+        self._providers.tracer()
+        self._bind_meter()
+
+    def start_root(self, inference: Inference, context: Context) -> Span:
+        self._finalizer.ensure_running()
+        return start_root(self._providers.tracer(), inference, context)
+
+    def submit(self, record: Inference | Lone) -> None:
+        self._finalizer.submit(record)
+        if isinstance(record, Lone):
+            self._finalizer.ensure_running()
+
+    def flush(self, timeout_s: float) -> bool:
+        """Tell everything finished, and have the providers flush."""
+        return self._finalizer.drain(timeout_s) and self._providers.flush(timeout_s)
+
+    def drain(self, timeout_s: float) -> bool:
+        """Tell everything finished to the providers."""
+        return self._finalizer.drain(timeout_s)
+
+    def close(self) -> None:
+        """Tell everything finished, and stop."""
+        global _current
+        self._finalizer.stop(self.settings.flush_timeout)
+        self._providers.release()
+        if _current is self:
+            _current = None
+
+    def _at_exit(self) -> None:
+        scope.abandon_open()
+        self._finalizer.stop(self.settings.flush_timeout)
+
+    def _bind_meter(self) -> None:
+        if self.settings.metrics:
+            meter = self._providers.new_meter()
+            if meter is not None:
+                self._points = Points(meter, self.settings, _observe_active)
+
+    def _tell(self, record: Inference | Lone) -> None:
+        tracer = self._providers.tracer()
+        if isinstance(record, Lone):
+            tell_lone(tracer, record)
+        else:
+            # the points first: their exemplars need nothing of the spans, and a span processor may raise
+            self._tell_points(record)
+            if self.settings.content_in_events:
+                self._tell_event(record)
+            tell_inference(tracer, record, self.settings)
+            return
+        self._tell_points(record)
+
+    def _tell_points(self, record: Inference | Lone) -> None:
+        try:
+            self._bind_meter()
+            points = self._points
+            if points is None:
+                return
+            if isinstance(record, Lone):
+                points.tell_lone(record)
+            else:
+                points.tell_inference(record)
+            dropped = self._finalizer.children_dropped
+            if dropped > self._dropped_told:
+                points.count_dropped(dropped - self._dropped_told, "queue_full")
+                self._dropped_told = dropped
+        except Exception:  # noqa: BLE001 - a user's view or exemplar filter
+            faults.note("telemetry.metrics")
+
+    def _tell_event(self, inference: Inference) -> None:
+        try:
+            attributes = content_attributes(inference, self.settings)
+            if attributes and inference.end_ns is not None:
+                facts = {semconv.OPERATION_NAME: inference.operation}
+                if inference.model is not None:
+                    facts = dict(inference.model.attributes_for(inference.operation))
+                self._providers.logger().emit(
+                    _logs.LogRecord(
+                        timestamp=inference.end_ns + inference.unix_offset_ns,
+                        context=inference.context,
+                        event_name=semconv.DETAILS_EVENT,
+                        attributes={**facts, **attributes},
+                    )
+                )
+        except Exception:  # noqa: BLE001 - a user's log processor
+            faults.note("telemetry.events")
+
+
+def _observe_active(options: CallbackOptions) -> Iterable[Observation]:
+    """Inferences running now. It runs before a reader collects, so what is finished is told first.
+
+    It belongs to the meter for good (an instrument cannot be taken back), so it looks the reporter up.
+    """
+    reporter = _current
+    if reporter is None:
+        return
+    reporter.drain(min(_COLLECT_TIMEOUT_S, reporter.settings.flush_timeout))
+    yield Observation(scope.open_count())

@@ -1,0 +1,182 @@
+"""From a record to its spans: children with explicit times, then the root's attributes and its end."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from opentelemetry.trace import SpanKind, Status, StatusCode, set_span_in_context
+
+from inferspan import semconv
+from inferspan.inference.content import as_json, system_as_json
+
+if TYPE_CHECKING:
+    from opentelemetry.context import Context
+    from opentelemetry.trace import Span, Tracer
+
+    from inferspan.config import Settings
+    from inferspan.inference.record import Inference, Lone, Phase
+    from inferspan.measure.generation import Generation
+
+_NS = 1e-9
+
+
+def start_root(tracer: Tracer, inference: Inference, context: Context) -> Span:
+    """The live root span, with what a sampler may want to see."""
+    if inference.model is not None:
+        attributes = inference.model.attributes_for(inference.operation)
+    else:
+        attributes = {semconv.OPERATION_NAME: inference.operation}
+    return tracer.start_span(
+        inference.name,
+        context,
+        SpanKind.INTERNAL,
+        attributes,
+        start_time=inference.start_ns + inference.unix_offset_ns,
+    )
+
+
+def tell_inference(tracer: Tracer, inference: Inference, settings: Settings) -> None:
+    """Children, then the root's own facts and its end. Only the end where the trace is not recorded."""
+    root = inference.root
+    if root is None or inference.end_ns is None:
+        return
+    if root.is_recording():
+        for phase in inference.phases:
+            _tell_phase(tracer, phase, inference.context, inference.unix_offset_ns)
+        root.set_attributes(_root_attributes(inference, settings))
+        _tell_failure(root, inference)
+    root.end(inference.end_ns + inference.unix_offset_ns)
+
+
+def tell_lone(tracer: Tracer, lone: Lone) -> None:
+    """A phase that belongs to no inference."""
+    if lone.model is not None:
+        lone.phase.set(semconv.REQUEST_MODEL, lone.model)
+    _tell_phase(tracer, lone.phase, lone.context, lone.unix_offset_ns)
+
+
+def time_to_first_token_ns(inference: Inference) -> int | None:
+    """From the start of the inference to its first token."""
+    generation = inference.generation
+    if generation is None or generation.first_token_ns is None:
+        return None
+    return generation.first_token_ns - inference.start_ns
+
+
+def time_per_output_token_s(inference: Inference) -> float | None:
+    """Mean over the tokens after the first, of the inference's first generation."""
+    generation = inference.generation
+    if generation is None:
+        return None
+    if inference.attributes.get(semconv.ASSISTED) and (inference.rows_max or 1) == 1:
+        # a step yields several tokens
+        tokens = inference.output_tokens or 0
+        if tokens < 2 or generation.first_token_ns is None or generation.last_token_ns is None:
+            return None
+        return (generation.last_token_ns - generation.first_token_ns) / (tokens - 1) * _NS
+    step = generation.time_per_step_ns()
+    return None if step is None else step * _NS
+
+
+def _tell_phase(tracer: Tracer, phase: Phase, context: Context | None, offset_ns: int) -> None:
+    attributes = dict(phase.attributes or ())
+    if phase.calls > 1:
+        attributes[semconv.PHASE_CALLS] = phase.calls
+        attributes[semconv.PHASE_TIME] = phase.busy_ns * _NS
+    span = tracer.start_span(phase.name, context, SpanKind.INTERNAL, attributes, start_time=phase.start_ns + offset_ns)
+    if phase.generation is not None:
+        _tell_generation(tracer, phase.generation, phase, set_span_in_context(span, context), offset_ns)
+    if phase.error is not None:
+        span.set_attribute(semconv.ERROR_TYPE, phase.error)
+        span.set_status(Status(StatusCode.ERROR))
+    span.end(phase.end_ns + offset_ns)
+
+
+def _tell_generation(tracer: Tracer, generation: Generation, phase: Phase, context: Context, offset_ns: int) -> None:
+    end_ns = generation.end_ns or phase.end_ns
+    first_ns = generation.first_token_ns
+    prefill = tracer.start_span(semconv.PREFILL, context, SpanKind.INTERNAL, start_time=generation.start_ns + offset_ns)
+    failed_in_prefill = first_ns is None and phase.error is not None
+    if failed_in_prefill and phase.error is not None:
+        prefill.set_attribute(semconv.ERROR_TYPE, phase.error)
+        prefill.set_status(Status(StatusCode.ERROR))
+    prefill.end((end_ns if first_ns is None else first_ns) + offset_ns)
+    if first_ns is None or (generation.steps < 2 and phase.error is None):
+        return
+    decode = tracer.start_span(
+        semconv.DECODE,
+        context,
+        SpanKind.INTERNAL,
+        {semconv.DECODE_STEPS: generation.steps - 1},
+        start_time=first_ns + offset_ns,
+    )
+    if phase.error is not None:
+        decode.set_attribute(semconv.ERROR_TYPE, phase.error)
+        decode.set_status(Status(StatusCode.ERROR))
+    decode.end(end_ns + offset_ns)
+
+
+def _root_attributes(inference: Inference, settings: Settings) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        semconv.COLD: inference.cold,
+        semconv.BATCH_SIZE: inference.rows_max or None,
+        semconv.SEQUENCE_LENGTH: inference.length_max or None,
+        semconv.ITEMS: inference.items if inference.items > 1 else None,
+        semconv.INPUT_TOKENS: inference.input_tokens,
+        semconv.INPUT_TOKENS_EXACT: None if inference.input_exact else False,
+        semconv.OUTPUT_TOKENS: inference.output_tokens,
+        semconv.OUTPUT_TOKENS_EXACT: None if inference.output_exact else False,
+        semconv.PADDING_RATIO: (sum(inference.padding) / len(inference.padding) if any(inference.padding) else None),
+        semconv.BUSY_TIME: None if inference.busy_ns is None else inference.busy_ns * _NS,
+        semconv.ABANDONED: inference.abandoned or None,
+        semconv.CANCELLED: inference.cancelled or None,
+        semconv.CHILDREN_DROPPED: inference.phases_dropped or None,
+        semconv.CPU_TIME: None if inference.cpu_time_ns is None else inference.cpu_time_ns * _NS,
+        semconv.MEMORY_USAGE: inference.memory_bytes,
+        semconv.TIME_PER_OUTPUT_TOKEN: time_per_output_token_s(inference),
+    }
+    first_ns = time_to_first_token_ns(inference)
+    if first_ns is not None:
+        found[semconv.TIME_TO_FIRST_TOKEN] = first_ns * _NS
+        if inference.stream:
+            found[semconv.TIME_TO_FIRST_CHUNK] = first_ns * _NS
+    if inference.cold and inference.model is not None and inference.model.load_ns is not None:
+        found[semconv.LOAD_TIME] = inference.model.load_ns * _NS
+    if settings.content_on_spans:
+        found.update(content_attributes(inference, settings))
+    found.update(inference.attributes)
+    if inference.operation == semconv.LOAD_OPERATION:
+        del found[semconv.COLD]
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def content_attributes(inference: Inference, settings: Settings) -> dict[str, str]:
+    """Prompts and completions, in the conventions' JSON form."""
+    content = inference.content
+    if content is None:
+        return {}
+    length = settings.content_length
+    found: dict[str, str] = {}
+    messages = [message for message in content.input if message[0] != "system"]
+    if messages:
+        found[semconv.INPUT_MESSAGES] = as_json(messages, length)
+    if content.output:
+        found[semconv.OUTPUT_MESSAGES] = as_json(content.output, length)
+    system = system_as_json(content.input, length)
+    if system is not None:
+        found[semconv.SYSTEM_INSTRUCTIONS] = system
+    return found
+
+
+def _tell_failure(root: Span, inference: Inference) -> None:
+    failure = inference.failure
+    if failure is None or inference.end_ns is None:
+        return
+    root.set_attribute(semconv.ERROR_TYPE, failure.type)
+    root.set_status(Status(StatusCode.ERROR, failure.message))
+    attributes = {semconv.EXCEPTION_TYPE: failure.type}
+    if failure.stack:
+        attributes[semconv.EXCEPTION_STACKTRACE] = failure.stack
+    if failure.message is not None:
+        attributes[semconv.EXCEPTION_MESSAGE] = failure.message
+    root.add_event(semconv.EXCEPTION_EVENT, attributes, inference.end_ns + inference.unix_offset_ns)
