@@ -111,87 +111,36 @@ def _opted_in(text: str) -> bool:
     return LATEST in {word.strip() for word in text.split(",")}
 
 
+# fmt: off
 SETTINGS: tuple[Setting, ...] = (
-    Setting(
-        "hooks",
-        "INFERSPAN_HOOKS",
-        _hooks,
-        "comma list of " + ", ".join(HOOKS),
-        "Which parts of the libraries are instrumented. Leave out `models` to have no spans for models called "
-        "directly (evaluation loops), `tokenizers` to have none for tokenizers called directly",
-    ),
-    Setting(
-        "capture_content",
-        "OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT",
-        _content_mode,
+    Setting("hooks", "INFERSPAN_HOOKS", _hooks, "comma list of " + ", ".join(HOOKS),
+        "Which parts of the libraries are instrumented. Leave out `models` to have no spans for models called directly "
+        "(evaluation loops), `tokenizers` to have none for tokenizers called directly"),
+    Setting("capture_content", "OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT", _content_mode,
         ", ".join(CONTENT_MODES),
-        "Whether prompts, completions, stop strings and exception messages are recorded, and where",
-    ),
-    Setting(
-        "content_length",
-        "INFERSPAN_CONTENT_LENGTH",
-        _integer(1, 1_000_000),
-        "1 to 1000000",
-        "Characters kept of each recorded text",
-    ),
-    Setting(
-        "local_model_name",
-        "INFERSPAN_LOCAL_MODEL_NAME",
-        _local_model_name,
-        "basename, class",
-        "What a model in a local folder is called: the last part of its path, or its class where even that is a secret",
-    ),
-    Setting(
-        "children_max",
-        "INFERSPAN_CHILDREN_MAX",
-        _integer(0, 10_000),
-        "0 to 10000",
-        "Child spans of one inference; the rest is only in its sums and metrics",
-    ),
-    Setting(
-        "queue_max",
-        "INFERSPAN_QUEUE_MAX",
-        _integer(1, 1_000_000),
-        "1 to 1000000",
-        "Finished inferences that wait for the finalizer thread; beyond it children are dropped, and counted",
-    ),
-    Setting(
-        "token_points_max",
-        "INFERSPAN_TOKEN_POINTS_MAX",
-        _integer(0, 1024),
-        "0 to 1024",
-        "Points that one generation adds to the histogram `inferspan.inter_token.duration`",
-    ),
-    Setting(
-        "models_max",
-        "INFERSPAN_MODELS_MAX",
-        _integer(1, 2000),
-        "1 to 2000",
-        "Different model names on metrics of this process; the rest is `_OTHER`",
-    ),
+        "Whether prompts, completions, stop strings and exception messages are recorded, and where"),
+    Setting("content_length", "INFERSPAN_CONTENT_LENGTH", _integer(1, 1000000), "1 to 1000000",
+        "Characters kept of each recorded text"),
+    Setting("local_model_name", "INFERSPAN_LOCAL_MODEL_NAME", _local_model_name, "basename, class",
+        "What a model in a local folder is called: the last part of its path, or its class if even that is secret"),
+    Setting("children_max", "INFERSPAN_CHILDREN_MAX", _integer(0, 10000), "0 to 10000",
+        "Child spans of one inference; the rest is only in its sums and metrics"),
+    Setting("queue_max", "INFERSPAN_QUEUE_MAX", _integer(1, 1000000), "1 to 1000000",
+        "Finished inferences that wait for the finalizer thread; beyond it children are dropped, and counted"),
+    Setting("token_points_max", "INFERSPAN_TOKEN_POINTS_MAX", _integer(0, 1024), "0 to 1024",
+        "Points that one generation adds to the histogram `inferspan.inter_token.duration`"),
+    Setting("models_max", "INFERSPAN_MODELS_MAX", _integer(1, 2000), "1 to 2000",
+        "Different model names on metrics of this process; the rest is `_OTHER`"),
     Setting("metrics", "INFERSPAN_METRICS", _boolean, "true, false", "Whether metrics are recorded"),
-    Setting(
-        "process_stats",
-        "INFERSPAN_PROCESS_STATS",
-        _boolean,
-        "true, false",
-        "Whether CPU time and resident memory of the process are read at each inference",
-    ),
-    Setting(
-        "flush_timeout",
-        "INFERSPAN_FLUSH_TIMEOUT",
-        _seconds,
-        "0 to 3600 seconds",
-        "How long exit, `uninstrument()` and the providers' own flush may wait for finished inferences to be told",
-    ),
-    Setting(
-        "latest_conventions",
-        "OTEL_SEMCONV_STABILITY_OPT_IN",
-        _opted_in,
+    Setting("process_stats", "INFERSPAN_PROCESS_STATS", _boolean, "true, false",
+        "Whether CPU time and resident memory of the process are read at each inference"),
+    Setting("flush_timeout", "INFERSPAN_FLUSH_TIMEOUT", _seconds, "0 to 3600 seconds",
+        "How long exit, `uninstrument()` and the providers' own flush may wait for finished inferences to be told"),
+    Setting("latest_conventions", "OTEL_SEMCONV_STABILITY_OPT_IN", _opted_in,
         "comma list; `gen_ai_latest_experimental` switches",
-        "Emit the newest names of the GenAI conventions in place of those in the released package",
-    ),
+        "Emit the newest names of the GenAI conventions in place of those in the released package"),
 )
+# fmt: on
 
 
 def load(keywords: Mapping[str, Any], environ: Mapping[str, str] | None = None) -> Settings:

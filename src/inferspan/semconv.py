@@ -96,316 +96,173 @@ def _metric(
     return name
 
 
+# The tables read best with a row in a line or two, so the formatter keeps off them.
+# fmt: off
+
 # -- what was asked for ------------------------------------------------------------------------------------------
 
-OPERATION_NAME = _attribute(
-    gen_ai.GEN_AI_OPERATION_NAME,
-    "string",
-    "`chat`, `text_completion`, `generate_content` or `embeddings`; for what the conventions do not name, the "
-    "task (`text-classification`, …), `forward`, `load`, or the name given to `inferspan.inference()`",
-)
-PROVIDER_NAME = _attribute(
-    gen_ai.GEN_AI_PROVIDER_NAME, "string", "`huggingface` for models that transformers runs in this process"
-)
-REQUEST_MODEL = _attribute(
-    gen_ai.GEN_AI_REQUEST_MODEL,
-    "string",
-    "Hub id of the model; of a local folder its last part only; of a model without a name its class",
-)
+OPERATION_NAME = _attribute(gen_ai.GEN_AI_OPERATION_NAME, "string",
+    "`chat`, `text_completion`, `generate_content` or `embeddings`; for what the conventions do not name, the task "
+    "(`text-classification`, …), `forward`, `load`, or the name given to `inferspan.inference()`")
+PROVIDER_NAME = _attribute(gen_ai.GEN_AI_PROVIDER_NAME, "string",
+    "`huggingface` for models that transformers runs in this process")
+REQUEST_MODEL = _attribute(gen_ai.GEN_AI_REQUEST_MODEL, "string",
+    "Hub id of the model; of a local folder its last part only; of a model without a name its class")
 MAX_TOKENS = _attribute(gen_ai.GEN_AI_REQUEST_MAX_TOKENS, "int", "`max_new_tokens` of the call", absent="not passed")
-TEMPERATURE = _attribute(gen_ai.GEN_AI_REQUEST_TEMPERATURE, "double", "`temperature` of the call", absent="not passed")
+TEMPERATURE = _attribute(gen_ai.GEN_AI_REQUEST_TEMPERATURE, "double", "`temperature` of the call",
+    absent="not passed")
 TOP_P = _attribute(gen_ai.GEN_AI_REQUEST_TOP_P, "double", "`top_p` of the call", absent="not passed")
 TOP_K = _attribute(gen_ai.GEN_AI_REQUEST_TOP_K, "int", "`top_k` of the call", absent="not passed")
-CHOICE_COUNT = _attribute(
-    gen_ai.GEN_AI_REQUEST_CHOICE_COUNT, "int", "`num_return_sequences` of the call", absent="not passed, or 1"
-)
-STOP_SEQUENCES = _attribute(
-    gen_ai.GEN_AI_REQUEST_STOP_SEQUENCES,
-    "string[]",
-    "`stop_strings` of the call; content, so only with content capture",
-    absent="not passed, or no content capture",
-)
-STREAM = _attribute("gen_ai.request.stream", "boolean", "true where a streamer takes the tokens", absent="not streamed")
-TASK = _attribute("inferspan.task", "string", "Task of the pipeline, as transformers names it", absent="not a pipeline")
+CHOICE_COUNT = _attribute(gen_ai.GEN_AI_REQUEST_CHOICE_COUNT, "int", "`num_return_sequences` of the call",
+    absent="not passed, or 1")
+STOP_SEQUENCES = _attribute(gen_ai.GEN_AI_REQUEST_STOP_SEQUENCES, "string[]",
+    "`stop_strings` of the call; content, so only with content capture", absent="not passed, or no content capture")
+STREAM = _attribute("gen_ai.request.stream", "boolean", "true where a streamer takes the tokens",
+    absent="not streamed")
+TASK = _attribute("inferspan.task", "string", "Task of the pipeline, as transformers names it",
+    absent="not a pipeline")
 DO_SAMPLE = _attribute("inferspan.request.do_sample", "boolean", "`do_sample` of the call", absent="not passed")
 NUM_BEAMS = _attribute("inferspan.request.num_beams", "int", "`num_beams` of the call", absent="not passed")
-REPETITION_PENALTY = _attribute(
-    "inferspan.request.repetition_penalty", "double", "`repetition_penalty` of the call", absent="not passed"
-)
+REPETITION_PENALTY = _attribute("inferspan.request.repetition_penalty", "double", "`repetition_penalty` of the call",
+    absent="not passed")
 MIN_P = _attribute("inferspan.request.min_p", "double", "`min_p` of the call", absent="not passed")
-CACHE_IMPLEMENTATION = _attribute(
-    "inferspan.request.cache_implementation",
-    "string",
-    "`cache_implementation` of the call",
-    absent="not passed",
-)
-ASSISTED = _attribute(
-    "inferspan.request.assisted",
-    "boolean",
-    "true where a draft model or prompt look-up proposes tokens",
-    absent="neither is used",
-)
+CACHE_IMPLEMENTATION = _attribute("inferspan.request.cache_implementation", "string",
+    "`cache_implementation` of the call", absent="not passed")
+ASSISTED = _attribute("inferspan.request.assisted", "boolean",
+    "true where a draft model or prompt look-up proposes tokens", absent="neither is used")
 
 # -- what went in and came out -----------------------------------------------------------------------------------
 
-INPUT_TOKENS = _attribute(
-    gen_ai.GEN_AI_USAGE_INPUT_TOKENS,
-    "int",
-    "Tokens that the model read, special tokens included, padding not",
-    unit="{token}",
-    absent="the model reads no tokens (images, audio), or they never were on the host",
-)
-OUTPUT_TOKENS = _attribute(
-    gen_ai.GEN_AI_USAGE_OUTPUT_TOKENS,
-    "int",
-    "Tokens generated in the sequences returned; a row ends with its end-of-sequence token",
-    unit="{token}",
-    absent="nothing is generated",
-)
-INPUT_TOKENS_EXACT = _attribute(
-    "inferspan.usage.input_tokens.exact",
-    "boolean",
+INPUT_TOKENS = _attribute(gen_ai.GEN_AI_USAGE_INPUT_TOKENS, "int",
+    "Tokens that the model read, special tokens included, padding not", unit="{token}",
+    absent="the model reads no tokens (images, audio), or they never were on the host")
+OUTPUT_TOKENS = _attribute(gen_ai.GEN_AI_USAGE_OUTPUT_TOKENS, "int",
+    "Tokens generated in the sequences returned; a row ends with its end-of-sequence token", unit="{token}",
+    absent="nothing is generated")
+INPUT_TOKENS_EXACT = _attribute("inferspan.usage.input_tokens.exact", "boolean",
     "false where padding could not be told apart without a copy from the GPU: the count is an upper bound",
-    absent="the count is exact",
-)
-OUTPUT_TOKENS_EXACT = _attribute(
-    "inferspan.usage.output_tokens.exact",
-    "boolean",
+    absent="the count is exact")
+OUTPUT_TOKENS_EXACT = _attribute("inferspan.usage.output_tokens.exact", "boolean",
     "false where rows of a batch may have ended before the last step: the count is an upper bound",
-    absent="the count is exact",
-)
-FINISH_REASONS = _attribute(
-    gen_ai.GEN_AI_RESPONSE_FINISH_REASONS,
-    "string[]",
-    "`stop` or `length`, one for each sequence returned (at most 64)",
-    absent="not known on the host",
-)
+    absent="the count is exact")
+FINISH_REASONS = _attribute(gen_ai.GEN_AI_RESPONSE_FINISH_REASONS, "string[]",
+    "`stop` or `length`, one for each sequence returned (at most 64)", absent="not known on the host")
 BATCH_SIZE = _attribute("inferspan.batch.size", "int", "Largest number of rows that one forward got", unit="{row}")
-ITEMS = _attribute(
-    "inferspan.items",
-    "int",
-    "Items delivered to the caller",
-    unit="{item}",
-    absent="one item, no list or stream",
-)
-SEQUENCE_LENGTH = _attribute(
-    "inferspan.sequence.length", "int", "Longest sequence of the batch, padding included", unit="{token}"
-)
-PADDING_RATIO = _attribute(
-    "inferspan.padding.ratio",
-    "double",
-    "Share of padding among the positions that forward computed",
-    unit="1",
-    absent="no padding, or not known on the host",
-)
+ITEMS = _attribute("inferspan.items", "int", "Items delivered to the caller", unit="{item}",
+    absent="one item, no list or stream")
+SEQUENCE_LENGTH = _attribute("inferspan.sequence.length", "int", "Longest sequence of the batch, padding included",
+    unit="{token}")
+PADDING_RATIO = _attribute("inferspan.padding.ratio", "double",
+    "Share of padding among the positions that forward computed", unit="1",
+    absent="no padding, or not known on the host")
 
 # -- how long, and how -------------------------------------------------------------------------------------------
 
-TIME_TO_FIRST_TOKEN = _attribute(
-    "inferspan.time_to_first_token",
-    "double",
-    "From the start of the inference (tokenization included) to the first token",
-    unit="s",
-    absent="nothing is generated",
-)
-TIME_TO_FIRST_CHUNK = _attribute(
-    "gen_ai.response.time_to_first_chunk",
-    "double",
-    "The same, under the conventions' name, where the tokens are streamed",
-    unit="s",
-    absent="not streamed",
-)
-TIME_PER_OUTPUT_TOKEN = _attribute(
-    "inferspan.time_per_output_token",
-    "double",
+TIME_TO_FIRST_TOKEN = _attribute("inferspan.time_to_first_token", "double",
+    "From the start of the inference (tokenization included) to the first token", unit="s",
+    absent="nothing is generated")
+TIME_TO_FIRST_CHUNK = _attribute("gen_ai.response.time_to_first_chunk", "double",
+    "The same, under the conventions' name, where the tokens are streamed", unit="s", absent="not streamed")
+TIME_PER_OUTPUT_TOKEN = _attribute("inferspan.time_per_output_token", "double",
     "Mean over the tokens after the first: time of decode / (steps - 1), or / (tokens - 1) with assisted decoding",
-    unit="s",
-    absent="fewer than two tokens",
-)
-DECODE_STEPS = _attribute(
-    "inferspan.decode.steps",
-    "int",
-    "Steps of the decoding loop after the first token",
-    unit="{step}",
-    absent="on other spans than decode",
-)
+    unit="s", absent="fewer than two tokens")
+DECODE_STEPS = _attribute("inferspan.decode.steps", "int", "Steps of the decoding loop after the first token",
+    unit="{step}", absent="on other spans than decode")
 PHASE_NAME = _attribute("inferspan.phase", "string", "Phase of the inference, by the name of its span")
-PHASE_CALLS = _attribute(
-    "inferspan.phase.calls", "int", "Calls that this one span stands for", unit="{call}", absent="one call"
-)
-PHASE_TIME = _attribute(
-    "inferspan.phase.time",
-    "double",
-    "Sum of the calls' own times, where one span stands for several",
-    unit="s",
-    absent="one call",
-)
+PHASE_CALLS = _attribute("inferspan.phase.calls", "int", "Calls that this one span stands for", unit="{call}",
+    absent="one call")
+PHASE_TIME = _attribute("inferspan.phase.time", "double",
+    "Sum of the calls' own times, where one span stands for several", unit="s", absent="one call")
 COLD = _attribute("inferspan.cold", "boolean", "true on the first inference of a model instance")
-LAZY = _attribute(
-    "inferspan.lazy",
-    "boolean",
+LAZY = _attribute("inferspan.lazy", "boolean",
     "true where the result is consumed lazily: the span lasts until the last item",
-    absent="the result is complete when the call returns",
-)
-BUSY_TIME = _attribute(
-    "inferspan.busy_time",
-    "double",
-    "Time inside the library while a lazy result is consumed, without the consumer's own",
-    unit="s",
-    absent="not lazy",
-)
-ABANDONED = _attribute(
-    "inferspan.abandoned",
-    "boolean",
+    absent="the result is complete when the call returns")
+BUSY_TIME = _attribute("inferspan.busy_time", "double",
+    "Time inside the library while a lazy result is consumed, without the consumer's own", unit="s",
+    absent="not lazy")
+ABANDONED = _attribute("inferspan.abandoned", "boolean",
     "true where a lazy result was dropped before its end, or the process ended during the inference",
-    absent="it ran to its end",
-)
-CANCELLED = _attribute(
-    "inferspan.cancelled",
-    "boolean",
-    "true where the inference was cancelled; not an error",
-    absent="not cancelled",
-)
-PREPROCESS_WORKERS = _attribute(
-    "inferspan.preprocess.workers",
-    "int",
-    "DataLoader processes that tokenized: their time is not in this trace",
-    unit="{process}",
-    absent="tokenized in this process",
-)
-CHILDREN_DROPPED = _attribute(
-    "inferspan.children.dropped",
-    "int",
-    "Child spans left out by INFERSPAN_CHILDREN_MAX or a full queue; sums and metrics include them",
-    unit="{span}",
-    absent="none",
-)
-CPU_TIME = _attribute(
-    "inferspan.process.cpu_time",
-    "double",
-    "CPU time of the whole process during the inference, all threads",
-    unit="s",
-)
-MEMORY_USAGE = _attribute(
-    "inferspan.process.memory_usage",
-    "int",
-    "Resident set of the process at the end of the inference",
-    unit="By",
-    absent="not on Linux, or not readable",
-)
-DEVICE = _attribute("inferspan.device", "string", "Device of the model's input: `cpu`, `cuda:0`, …", absent="not known")
-INPUT_DEVICE = _attribute(
-    "inferspan.input.device",
-    "string",
+    absent="it ran to its end")
+CANCELLED = _attribute("inferspan.cancelled", "boolean", "true where the inference was cancelled; not an error",
+    absent="not cancelled")
+PREPROCESS_WORKERS = _attribute("inferspan.preprocess.workers", "int",
+    "DataLoader processes that tokenized: their time is not in this trace", unit="{process}",
+    absent="tokenized in this process")
+CHILDREN_DROPPED = _attribute("inferspan.children.dropped", "int",
+    "Child spans left out by INFERSPAN_CHILDREN_MAX or a full queue; sums and metrics include them", unit="{span}",
+    absent="none")
+CPU_TIME = _attribute("inferspan.process.cpu_time", "double",
+    "CPU time of the whole process during the inference, all threads", unit="s")
+MEMORY_USAGE = _attribute("inferspan.process.memory_usage", "int",
+    "Resident set of the process at the end of the inference", unit="By", absent="not on Linux, or not readable")
+DEVICE = _attribute("inferspan.device", "string", "Device of the model's input: `cpu`, `cuda:0`, …",
+    absent="not known")
+INPUT_DEVICE = _attribute("inferspan.input.device", "string",
     "Device of the ids handed to `decode`: off the host, the span includes the copy and the wait for it",
-    absent="on the host",
-)
+    absent="on the host")
 
 # -- the model: on its `load` span, and on the first inference of the instance ------------------------------------
 
 MODEL_CLASS = _attribute("inferspan.model.class", "string", "Class of the model")
 MODEL_TYPE = _attribute("inferspan.model.type", "string", "`config.model_type`", absent="no configuration")
-MODEL_REVISION = _attribute(
-    "inferspan.model.revision", "string", "Commit or the revision asked for", absent="not known"
-)
+MODEL_REVISION = _attribute("inferspan.model.revision", "string", "Commit or the revision asked for",
+    absent="not known")
 MODEL_PARAMETERS = _attribute("inferspan.model.parameters", "int", "Number of parameters", unit="{parameter}")
 MODEL_SIZE = _attribute("inferspan.model.size", "int", "Bytes of parameters and buffers", unit="By")
 MODEL_DTYPE = _attribute("inferspan.model.dtype", "string", "`float32`, `bfloat16`, …")
-MODEL_QUANTIZATION = _attribute("inferspan.model.quantization", "string", "Quantization method", absent="not quantized")
-MODEL_ATTENTION = _attribute(
-    "inferspan.model.attention", "string", "Attention implementation: `sdpa`, `eager`, …", absent="not known"
-)
-LOAD_TIME = _attribute(
-    "inferspan.load.time",
-    "double",
-    "How long `from_pretrained` took, on the cold inference",
-    unit="s",
-    absent="not loaded by from_pretrained, or warm",
-)
+MODEL_QUANTIZATION = _attribute("inferspan.model.quantization", "string", "Quantization method",
+    absent="not quantized")
+MODEL_ATTENTION = _attribute("inferspan.model.attention", "string", "Attention implementation: `sdpa`, `eager`, …",
+    absent="not known")
+LOAD_TIME = _attribute("inferspan.load.time", "double", "How long `from_pretrained` took, on the cold inference",
+    unit="s", absent="not loaded by from_pretrained, or warm")
 
 # -- errors and content ------------------------------------------------------------------------------------------
 
-ERROR_TYPE = _attribute(
-    error_attributes.ERROR_TYPE,
-    "string",
-    "Class of the exception, with its module unless built in",
-    absent="success",
-    stability="stable",
-)
-EXCEPTION_TYPE = _attribute(
-    exception_attributes.EXCEPTION_TYPE, "string", "The same, on the exception event", stability="stable"
-)
-EXCEPTION_STACKTRACE = _attribute(
-    exception_attributes.EXCEPTION_STACKTRACE,
-    "string",
-    "Frames of the exception, without its message",
-    stability="stable",
-)
-EXCEPTION_MESSAGE = _attribute(
-    exception_attributes.EXCEPTION_MESSAGE,
-    "string",
+ERROR_TYPE = _attribute(error_attributes.ERROR_TYPE, "string",
+    "Class of the exception, with its module unless built in", absent="success", stability="stable")
+EXCEPTION_TYPE = _attribute(exception_attributes.EXCEPTION_TYPE, "string", "The same, on the exception event",
+    stability="stable")
+EXCEPTION_STACKTRACE = _attribute(exception_attributes.EXCEPTION_STACKTRACE, "string",
+    "Frames of the exception, without its message", stability="stable")
+EXCEPTION_MESSAGE = _attribute(exception_attributes.EXCEPTION_MESSAGE, "string",
     "Message of the exception. It may quote the prompt or a path, so it counts as content",
-    absent="no content capture",
-    stability="stable",
-)
-INPUT_MESSAGES = _attribute(
-    gen_ai.GEN_AI_INPUT_MESSAGES,
-    "string",
-    "Prompts as JSON messages, each part cut at INFERSPAN_CONTENT_LENGTH",
-    absent="no content capture",
-)
-OUTPUT_MESSAGES = _attribute(
-    gen_ai.GEN_AI_OUTPUT_MESSAGES,
-    "string",
-    "Completions as JSON messages, each part cut at INFERSPAN_CONTENT_LENGTH",
-    absent="no content capture",
-)
-SYSTEM_INSTRUCTIONS = _attribute(
-    gen_ai.GEN_AI_SYSTEM_INSTRUCTIONS,
-    "string",
-    "Text of the chat's system messages, as JSON parts",
-    absent="no content capture, or no system message",
-)
+    absent="no content capture", stability="stable")
+INPUT_MESSAGES = _attribute(gen_ai.GEN_AI_INPUT_MESSAGES, "string",
+    "Prompts as JSON messages, each part cut at INFERSPAN_CONTENT_LENGTH", absent="no content capture")
+OUTPUT_MESSAGES = _attribute(gen_ai.GEN_AI_OUTPUT_MESSAGES, "string",
+    "Completions as JSON messages, each part cut at INFERSPAN_CONTENT_LENGTH", absent="no content capture")
+SYSTEM_INSTRUCTIONS = _attribute(gen_ai.GEN_AI_SYSTEM_INSTRUCTIONS, "string",
+    "Text of the chat's system messages, as JSON parts", absent="no content capture, or no system message")
 
 # -- on the instrumentation scope, and on metric points only ------------------------------------------------------
 
-TRANSFORMERS_VERSION = _attribute(
-    "inferspan.transformers.version", "string", "Installed version, on the scope", absent="not installed"
-)
-TORCH_VERSION = _attribute(
-    "inferspan.torch.version", "string", "Installed version, on the scope", absent="not installed"
-)
+TRANSFORMERS_VERSION = _attribute("inferspan.transformers.version", "string", "Installed version, on the scope",
+    absent="not installed")
+TORCH_VERSION = _attribute("inferspan.torch.version", "string", "Installed version, on the scope",
+    absent="not installed")
 TOKEN_TYPE = _attribute(gen_ai.GEN_AI_TOKEN_TYPE, "string", "`input` or `output`")
 TOKEN_MODALITY = _attribute("gen_ai.token.modality", "string", "`text`")
 DROP_REASON = _attribute("inferspan.drop.reason", "string", "`queue_full`, `children_max`, or `fault`")
 
 # -- spans -------------------------------------------------------------------------------------------------------
 
-INFERENCE = _span(
-    "{gen_ai.operation.name} {gen_ai.request.model}",
+INFERENCE = _span("{gen_ai.operation.name} {gen_ai.request.model}",
     "One inference: a pipeline call, a `generate()`, one request of continuous batching, or an "
     "`inferspan.inference()` block. Current while the call runs, so the program's own spans and logs nest under it",
-    "whatever span is current",
-)
-TOKENIZE = _span(
-    "tokenize",
-    "Text to ids: a pipeline's preprocess for text, or a tokenizer called directly",
-    "the inference, or whatever is current",
-)
+    "whatever span is current")
+TOKENIZE = _span("tokenize", "Text to ids: a pipeline's preprocess for text, or a tokenizer called directly",
+    "the inference, or whatever is current")
 PREPROCESS = _span("preprocess", "A pipeline's preprocess for images, audio and video", "the inference")
 QUEUE = _span("queue", "Continuous batching: from submission until the scheduler takes the request", "the inference")
-FORWARD = _span(
-    "forward",
+FORWARD = _span("forward",
     "The model at work: host to device, all its steps, and back. For a model called directly, the whole call",
-    "the inference, or whatever is current",
-)
+    "the inference, or whatever is current")
 PREFILL = _span("prefill", "Of a generation: up to the first token (an encoder included)", "forward")
 DECODE = _span("decode", "Of a generation: from the first token to the last; one span, not one per token", "forward")
-DETOKENIZE = _span(
-    "detokenize",
+DETOKENIZE = _span("detokenize",
     "From the model's output to the caller's result, for text; or a tokenizer's decode called directly",
-    "the inference, or whatever is current",
-)
+    "the inference, or whatever is current")
 POSTPROCESS = _span("postprocess", "The same for images, audio and video", "the inference")
 LOAD = _span("load {gen_ai.request.model}", "`from_pretrained` of a model", "whatever is current")
 
@@ -414,18 +271,18 @@ LOAD = _span("load {gen_ai.request.model}", "`from_pretrained` of a model", "wha
 _DURATION = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92)
 _TOKENS = (
     1, 4, 16, 64, 256, 1024, 4096, 16384, 65536, 262144, 1048576, 4194304, 16777216, 67108864,
-)  # fmt: skip
+)
 _FIRST_TOKEN = (
     0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0,
-)  # fmt: skip
+)
 _PER_TOKEN = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5)
 _PHASE = (
     0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
     60.0,
-)  # fmt: skip
+)
 _STEP = (
     0.0005, 0.001, 0.002, 0.005, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.5,
-)  # fmt: skip
+)
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 _RATIO = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 _LOAD = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 320.0, 640.0)
@@ -433,173 +290,47 @@ _LOAD = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 320.0, 64
 LATEST = "gen_ai_latest_experimental"
 _COMMON = (OPERATION_NAME, PROVIDER_NAME, REQUEST_MODEL)
 
-OPERATION_DURATION = _metric(
-    gen_ai_metrics.GEN_AI_CLIENT_OPERATION_DURATION,
-    "histogram",
-    "s",
-    "Duration of inferences, as their root spans have it",
-    *_COMMON,
-    ERROR_TYPE,
-    buckets=_DURATION,
-)
-TOKEN_USAGE = _metric(
-    gen_ai_metrics.GEN_AI_CLIENT_TOKEN_USAGE,
-    "histogram",
-    "{token}",
-    "Tokens read and generated by one inference",
-    *_COMMON,
-    TOKEN_TYPE,
-    buckets=_TOKENS,
-)
-SERVER_TIME_TO_FIRST_TOKEN = _metric(
-    gen_ai_metrics.GEN_AI_SERVER_TIME_TO_FIRST_TOKEN,
-    "histogram",
-    "s",
-    "Time to the first token of successful generations",
-    *_COMMON,
-    buckets=_FIRST_TOKEN,
-)
-SERVER_TIME_PER_OUTPUT_TOKEN = _metric(
-    gen_ai_metrics.GEN_AI_SERVER_TIME_PER_OUTPUT_TOKEN,
-    "histogram",
-    "s",
-    "Mean time per token after the first, one point for each successful generation",
-    *_COMMON,
-    buckets=_PER_TOKEN,
-)
-INFERENCE_DURATION = _metric(
-    "gen_ai.client.inference.duration",
-    "histogram",
-    "s",
-    "Duration of inferences, as their root spans have it",
-    *_COMMON,
-    ERROR_TYPE,
-    buckets=_DURATION,
-    opt_in=LATEST,
-    replaces=OPERATION_DURATION,
-)
-INFERENCE_FIRST_CHUNK = _metric(
-    "gen_ai.client.inference.time_to_first_chunk",
-    "histogram",
-    "s",
-    "Time to the first token of streamed generations",
-    *_COMMON,
-    buckets=_DURATION,
-    opt_in=LATEST,
-)
-INFERENCE_INPUT_TOKENS = _metric(
-    "gen_ai.client.inference.operation.input_tokens",
-    "histogram",
-    "{token}",
-    "Tokens read by one inference",
-    *_COMMON,
-    ERROR_TYPE,
-    buckets=_TOKENS,
-    opt_in=LATEST,
-    replaces=TOKEN_USAGE,
-)
-INFERENCE_OUTPUT_TOKENS = _metric(
-    "gen_ai.client.inference.operation.output_tokens",
-    "histogram",
-    "{token}",
-    "Tokens generated by one inference",
-    *_COMMON,
-    ERROR_TYPE,
-    buckets=_TOKENS,
-    opt_in=LATEST,
-    replaces=TOKEN_USAGE,
-)
-USAGE_INPUT_TOKENS = _metric(
-    "gen_ai.client.inference.usage.input_tokens",
-    "counter",
-    "{token}",
-    "Tokens read",
-    *_COMMON,
-    TOKEN_MODALITY,
-    opt_in=LATEST,
-)
-USAGE_OUTPUT_TOKENS = _metric(
-    "gen_ai.client.inference.usage.output_tokens",
-    "counter",
-    "{token}",
-    "Tokens generated",
-    *_COMMON,
-    TOKEN_MODALITY,
-    opt_in=LATEST,
-)
-PHASE_DURATION = _metric(
-    "inferspan.phase.duration",
-    "histogram",
-    "s",
-    "Time in one phase of one inference, summed over its calls",
-    OPERATION_NAME,
-    REQUEST_MODEL,
-    PHASE_NAME,
-    buckets=_PHASE,
-)
-INTER_TOKEN_DURATION = _metric(
-    "inferspan.inter_token.duration",
-    "histogram",
-    "s",
+OPERATION_DURATION = _metric(gen_ai_metrics.GEN_AI_CLIENT_OPERATION_DURATION, "histogram", "s",
+    "Duration of inferences, as their root spans have it", *_COMMON, ERROR_TYPE, buckets=_DURATION)
+TOKEN_USAGE = _metric(gen_ai_metrics.GEN_AI_CLIENT_TOKEN_USAGE, "histogram", "{token}",
+    "Tokens read and generated by one inference", *_COMMON, TOKEN_TYPE, buckets=_TOKENS)
+SERVER_TIME_TO_FIRST_TOKEN = _metric(gen_ai_metrics.GEN_AI_SERVER_TIME_TO_FIRST_TOKEN, "histogram", "s",
+    "Time to the first token of successful generations", *_COMMON, buckets=_FIRST_TOKEN)
+SERVER_TIME_PER_OUTPUT_TOKEN = _metric(gen_ai_metrics.GEN_AI_SERVER_TIME_PER_OUTPUT_TOKEN, "histogram", "s",
+    "Mean time per token after the first, one point for each successful generation", *_COMMON, buckets=_PER_TOKEN)
+INFERENCE_DURATION = _metric("gen_ai.client.inference.duration", "histogram", "s",
+    "Duration of inferences, as their root spans have it", *_COMMON, ERROR_TYPE, buckets=_DURATION, opt_in=LATEST,
+    replaces=OPERATION_DURATION)
+INFERENCE_FIRST_CHUNK = _metric("gen_ai.client.inference.time_to_first_chunk", "histogram", "s",
+    "Time to the first token of streamed generations", *_COMMON, buckets=_DURATION, opt_in=LATEST)
+INFERENCE_INPUT_TOKENS = _metric("gen_ai.client.inference.operation.input_tokens", "histogram", "{token}",
+    "Tokens read by one inference", *_COMMON, ERROR_TYPE, buckets=_TOKENS, opt_in=LATEST, replaces=TOKEN_USAGE)
+INFERENCE_OUTPUT_TOKENS = _metric("gen_ai.client.inference.operation.output_tokens", "histogram", "{token}",
+    "Tokens generated by one inference", *_COMMON, ERROR_TYPE, buckets=_TOKENS, opt_in=LATEST, replaces=TOKEN_USAGE)
+USAGE_INPUT_TOKENS = _metric("gen_ai.client.inference.usage.input_tokens", "counter", "{token}", "Tokens read",
+    *_COMMON, TOKEN_MODALITY, opt_in=LATEST)
+USAGE_OUTPUT_TOKENS = _metric("gen_ai.client.inference.usage.output_tokens", "counter", "{token}", "Tokens generated",
+    *_COMMON, TOKEN_MODALITY, opt_in=LATEST)
+PHASE_DURATION = _metric("inferspan.phase.duration", "histogram", "s",
+    "Time in one phase of one inference, summed over its calls", OPERATION_NAME, REQUEST_MODEL, PHASE_NAME,
+    buckets=_PHASE)
+INTER_TOKEN_DURATION = _metric("inferspan.inter_token.duration", "histogram", "s",
     "Time between two consecutive steps of decoding; of one generation at most INFERSPAN_TOKEN_POINTS_MAX points, "
-    "evenly spaced over its steps",
-    OPERATION_NAME,
-    REQUEST_MODEL,
-    buckets=_STEP,
-)
-BATCH_SIZES = _metric(
-    "inferspan.batch.rows",
-    "histogram",
-    "{row}",
-    "Rows of one forward",
-    OPERATION_NAME,
-    REQUEST_MODEL,
-    buckets=_ROWS,
-)
-PADDING_RATIOS = _metric(
-    "inferspan.batch.padding",
-    "histogram",
-    "1",
-    "Share of padding in one batch of more than one row",
-    OPERATION_NAME,
-    REQUEST_MODEL,
-    buckets=_RATIO,
-)
-ACTIVE_INFERENCES = _metric(
-    "inferspan.inference.active", "observable_updowncounter", "{inference}", "Inferences running now"
-)
-ERRORS = _metric(
-    "inferspan.inference.errors",
-    "counter",
-    "{error}",
-    "Inferences that ended in an exception",
-    *_COMMON,
-    ERROR_TYPE,
-)
-COLD_STARTS = _metric(
-    "inferspan.inference.cold_starts",
-    "counter",
-    "{inference}",
-    "First inferences of a model instance",
-    *_COMMON,
-)
-LOAD_DURATION = _metric(
-    "inferspan.load.duration",
-    "histogram",
-    "s",
-    "Duration of `from_pretrained` of a model",
-    PROVIDER_NAME,
-    REQUEST_MODEL,
-    ERROR_TYPE,
-    buckets=_LOAD,
-)
-DROPPED = _metric(
-    "inferspan.overhead.dropped",
-    "counter",
-    "{record}",
-    "Children and records that were left out, by reason",
-    DROP_REASON,
-)
+    "evenly spaced over its steps", OPERATION_NAME, REQUEST_MODEL, buckets=_STEP)
+BATCH_SIZES = _metric("inferspan.batch.rows", "histogram", "{row}", "Rows of one forward", OPERATION_NAME,
+    REQUEST_MODEL, buckets=_ROWS)
+PADDING_RATIOS = _metric("inferspan.batch.padding", "histogram", "1",
+    "Share of padding in one batch of more than one row", OPERATION_NAME, REQUEST_MODEL, buckets=_RATIO)
+ACTIVE_INFERENCES = _metric("inferspan.inference.active", "observable_updowncounter", "{inference}",
+    "Inferences running now")
+ERRORS = _metric("inferspan.inference.errors", "counter", "{error}", "Inferences that ended in an exception",
+    *_COMMON, ERROR_TYPE)
+COLD_STARTS = _metric("inferspan.inference.cold_starts", "counter", "{inference}",
+    "First inferences of a model instance", *_COMMON)
+LOAD_DURATION = _metric("inferspan.load.duration", "histogram", "s", "Duration of `from_pretrained` of a model",
+    PROVIDER_NAME, REQUEST_MODEL, ERROR_TYPE, buckets=_LOAD)
+DROPPED = _metric("inferspan.overhead.dropped", "counter", "{record}",
+    "Children and records that were left out, by reason", DROP_REASON)
 
 # -- events ------------------------------------------------------------------------------------------------------
 
@@ -617,6 +348,8 @@ EVENTS[DETAILS_EVENT] = Event(
     "Prompts and completions of one inference, with EVENT_ONLY or SPAN_AND_EVENT",
     (OPERATION_NAME, PROVIDER_NAME, REQUEST_MODEL, INPUT_MESSAGES, OUTPUT_MESSAGES, SYSTEM_INSTRUCTIONS),
 )
+
+# fmt: on
 
 # Values of the attributes above that more than one module uses.
 CHAT = gen_ai.GenAiOperationNameValues.CHAT.value

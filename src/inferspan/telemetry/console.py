@@ -3,13 +3,13 @@
 ::
 
     trace 4bf92f35… · 812.4 ms
-    text_completion tiny-llama  █████████████  812.4 ms  11 → 32 tokens · 41.7 tok/s · first token 61.0 ms
-    │                                                    cold
-    ├─ tokenize                 ▏                0.9 ms
-    ├─ forward                  ████████████▉  804.1 ms
-    │  ├─ prefill               █               60.2 ms
-    │  └─ decode                 ███████████▉  743.9 ms  41.7 steps/s
-    └─ detokenize                           ▕    0.4 ms
+    text_completion tiny-llama  ████████████████████████  812.4 ms  11 → 32 tokens · 41.7 tok/s
+    │                                                               first token 61.0 ms · cold
+    ├─ tokenize                 ▏                           0.9 ms
+    ├─ forward                  ███████████████████████▊  804.1 ms
+    │  ├─ prefill               █▉                         60.2 ms
+    │  └─ decode                 ▕█████████████████████▊  743.9 ms  41.7 steps/s
+    └─ detokenize                                      ▕    0.4 ms
 
 A row is a span. Its bar stands on the time axis of what is drawn, to an eighth of a column; a span too short
 for that is still one stroke. Times come from the spans, figures from their attributes; a figure that a span
@@ -410,13 +410,15 @@ class _Columns:
 
 
 def _columns(rows: list[_Row], surface: _Surface) -> _Columns:
-    """Labels get what they need up to two fifths of the width; the bar shrinks before figures wrap."""
+    """Labels get what they need up to two fifths of the width, then figures, as long as that leaves a bar."""
     label_max = max(_LABEL_LEAST_MAX, 2 * surface.width // 5)
     label = min(label_max, max(len(row.prefix) + _cells(row.name) for row in rows))
     duration = max(_cells(row.duration) for row in rows)
     longest = max(_cells(surface.glyphs.separator.join(row.figures)) for row in rows)
     room = surface.width - label - duration - 6
-    bar = max(_BAR_MIN, min(_BAR_MAX, room - longest))
+    bar = min(_BAR_MAX, room - longest)
+    if bar < _BAR_MIN:
+        bar = max(_BAR_MIN, 2 * room // 5)
     return _Columns(label, bar, duration, max(_FIGURES_MIN, room - bar))
 
 

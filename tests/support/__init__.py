@@ -1,0 +1,1 @@
+"""Tiny real models and a table of every pipeline task, for the tests."""
