@@ -53,7 +53,7 @@ def _open(cls: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Inference 
             return None
         source = args[0] if args else kwargs.get("pretrained_model_name_or_path")
         name, revision = display_name("" if source is None else str(source), cls.__name__, settings.local_model_name)
-        facts = ModelFacts(name)
+        facts = ModelFacts(name, semconv.HUGGINGFACE)
         facts.revision = revision
         facts.cold = False
         inference = scope.open_inference(semconv.LOAD_OPERATION, facts)

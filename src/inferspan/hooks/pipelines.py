@@ -99,8 +99,6 @@ def _open(pipeline: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Infer
         inference = scope.open_inference(_operation(task, inputs), facts, model=model)
         if inference is not None:
             inference.set(semconv.TASK, task)
-            workers = kwargs.get("num_workers") or getattr(pipeline, "_num_workers", None)
-            inference.set(semconv.PREPROCESS_WORKERS, workers or None)
             settings = scope.settings()
             if settings is not None and settings.capture_content != "NO_CONTENT":
                 inference.content = content.Content(content.messages_of(inputs))
@@ -129,7 +127,7 @@ def _patch_phases(cls: type, patches: Patches) -> None:
     if cls in _patched_classes and _patched_classes[cls] is patches:
         return
     _patched_classes[cls] = patches
-    for name, make in (("preprocess", _preprocess), ("forward", _forward), ("postprocess", _postprocess)):
+    for name, make in _METHODS.items():
         owner = next((base for base in cls.__mro__ if name in vars(base)), None)
         if owner is not None:
             patches.wrap(owner, name, make)
@@ -166,14 +164,30 @@ def _run(phase: Phase, function: Callable[..., Any], *args: Any, **kwargs: Any) 
     token = scope.ACTIVE.set(phase)
     try:
         return function(*args, **kwargs)
-    except StopIteration:
-        raise
     except BaseException as error:
         phase.error = type_name(error)
         raise
     finally:
         scope.ACTIVE.reset(token)
         if phase.inference is not None:
+            phase.inference.end(phase)
+
+
+def _next_chunk(phase: Phase, chunks: Generator[Any, Any, Any]) -> Any:
+    """The next chunk, inside ``phase``. The step that finds no more of them is no call: its phase is not kept."""
+    token = scope.ACTIVE.set(phase)
+    over = False
+    try:
+        return next(chunks)
+    except StopIteration:
+        over = True
+        raise
+    except BaseException as error:
+        phase.error = type_name(error)
+        raise
+    finally:
+        scope.ACTIVE.reset(token)
+        if not over and phase.inference is not None:
             phase.inference.end(phase)
 
 
@@ -186,7 +200,7 @@ def _preprocess(original: Callable[..., Any]) -> Callable[..., Any]:
                 while True:
                     phase = _begin(self, semconv.TOKENIZE, semconv.PREPROCESS)
                     try:
-                        chunk = next(chunks) if phase is None else _run(phase, next, chunks)
+                        chunk = next(chunks) if phase is None else _next_chunk(phase, chunks)
                     except StopIteration as stop:
                         return stop.value
                     yield chunk
@@ -244,6 +258,33 @@ def _postprocess(original: Callable[..., Any]) -> Callable[..., Any]:
     return postprocess
 
 
+def _get_iterator(original: Callable[..., Any]) -> Callable[..., Any]:
+    def get_iterator(self: Any, *args: Any, **kwargs: Any) -> Any:
+        iterator = original(self, *args, **kwargs)
+        active = scope.ACTIVE.get()
+        if active is not None and not active.is_phase and active.inference is not None:
+            _note_workers(active.inference, iterator)
+        return iterator
+
+    return get_iterator
+
+
+def _note_workers(inference: Inference, iterator: Any) -> None:
+    # Read from the DataLoader that was made: a single input has none, and one worker is the most that a generator or
+    # a ChunkPipeline gets, whatever the call asked for.
+    loader = getattr(getattr(iterator, "loader", None), "loader", None)
+    workers = getattr(loader, "num_workers", None)
+    inference.set(semconv.PREPROCESS_WORKERS, workers if isinstance(workers, int) and workers > 0 else None)
+
+
+_METHODS = {
+    "get_iterator": _get_iterator,
+    "preprocess": _preprocess,
+    "forward": _forward,
+    "postprocess": _postprocess,
+}
+
+
 # -- lazy results ------------------------------------------------------------------------------------------------
 
 
@@ -289,7 +330,8 @@ class _Stream:
             return
         inference = scope.open_inference(ended.operation, ended.model)
         if inference is not None:
-            inference.set(semconv.TASK, ended.attributes.get(semconv.TASK))
+            for name in (semconv.TASK, semconv.PREPROCESS_WORKERS):
+                inference.set(name, ended.attributes.get(name))
             inference.set(semconv.LAZY, True)
             self.inference = inference
 

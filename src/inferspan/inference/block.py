@@ -112,7 +112,10 @@ class PhaseBlock:
         phase, token = self._phase, self._token
         self._phase = self._token = None
         if phase is not None and token is not None and phase.inference is not None:
-            scope.ACTIVE.reset(token)
+            try:
+                scope.ACTIVE.reset(token)
+            except ValueError:  # left in another context, like in scope.leave
+                pass
             if error is not None and not scope.is_cancellation(error):
                 phase.error = type_name(error)
             phase.inference.end(phase)

@@ -24,14 +24,16 @@ _facts: weakref.WeakKeyDictionary[Any, ModelFacts]
 class ModelFacts:
     """What never changes between the inferences of one model instance.
 
+    ``provider`` is the value of ``gen_ai.provider.name``, if there is one.
     ``cold`` is true until its first inference begins. ``load_ns`` is how long ``from_pretrained`` took, ``None``
     where the model came another way.
     """
 
-    __slots__ = ("cold", "end_ids", "load_ns", "name", "pad_id", "revision", "start_attributes")
+    __slots__ = ("cold", "end_ids", "load_ns", "name", "pad_id", "provider", "revision", "start_attributes")
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, provider: str | None = None) -> None:
         self.name = name
+        self.provider = provider
         self.revision: str | None = None
         self.cold = True
         self.load_ns: int | None = None
@@ -43,11 +45,10 @@ class ModelFacts:
         """The root span's attributes that a sampler may look at, made once for each operation."""
         found = self.start_attributes.get(operation)
         if found is None:
-            found = self.start_attributes[operation] = {
-                semconv.OPERATION_NAME: operation,
-                semconv.PROVIDER_NAME: semconv.HUGGINGFACE,
-                semconv.REQUEST_MODEL: self.name,
-            }
+            found = {semconv.OPERATION_NAME: operation, semconv.REQUEST_MODEL: self.name}
+            if self.provider is not None:
+                found[semconv.PROVIDER_NAME] = self.provider
+            self.start_attributes[operation] = found
         return found
 
     def take_cold(self) -> bool:
@@ -108,7 +109,8 @@ def _read(model: Any, local_name: str) -> ModelFacts:
     config = getattr(model, "config", None)
     source = getattr(config, "_name_or_path", None) or getattr(model, "name_or_path", None) or ""
     name, revision = display_name(str(source), type(model).__name__, local_name)
-    facts = ModelFacts(name)
+    is_huggingface = any(base.__module__.partition(".")[0] == "transformers" for base in type(model).__mro__)
+    facts = ModelFacts(name, semconv.HUGGINGFACE if is_huggingface else None)
     facts.revision = revision or _text(getattr(config, "_commit_hash", None))
     facts.end_ids, facts.pad_id = special_ids(getattr(model, "generation_config", None))
     return facts

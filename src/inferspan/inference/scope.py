@@ -137,7 +137,12 @@ def enter(inference: Inference, inside: Phase | None = None) -> Entered:
 
 def leave(entered: Entered) -> None:
     """Undo :func:`enter`."""
-    ACTIVE.reset(entered[1])
+    try:
+        ACTIVE.reset(entered[1])
+    except ValueError:
+        # A block that was left in another context than it was entered in (a generator of a web framework that runs
+        # half in one thread, half in another): nothing was made current here, so there is nothing to undo.
+        return
     otel_context.detach(entered[0])
 
 

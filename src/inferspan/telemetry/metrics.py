@@ -50,7 +50,7 @@ class Points:
         self._model = _Bounded(settings.models_max)
         self._operation = _Bounded(_NAMES_MAX)
         self._phase = _Bounded(_NAMES_MAX)
-        self._attributes: dict[tuple[str, str | None], tuple[dict[str, str], dict[str, str]]] = {}
+        self._attributes: dict[tuple[str, str | None, str | None], tuple[dict[str, str], dict[str, str]]] = {}
         replaced = {m.replaces for m in semconv.METRICS.values() if m.replaces} if self._latest else set()
         self._instruments: dict[str, Any] = {}
         for metric in semconv.METRICS.values():
@@ -160,15 +160,17 @@ class Points:
 
     def _common(self, inference: Inference) -> tuple[dict[str, str], dict[str, str]]:
         """Attributes of the GenAI metrics and of our own, made once for each operation and model."""
-        model = None if inference.model is None else inference.model.name
-        key = (inference.operation, model)
+        facts = inference.model
+        model, provider = (None, None) if facts is None else (facts.name, facts.provider)
+        key = (inference.operation, model, provider)
         found = self._attributes.get(key)
         if found is None:
             short = {semconv.OPERATION_NAME: self._operation(inference.operation)}
             common = dict(short)
             if model is not None:
-                common[semconv.PROVIDER_NAME] = semconv.HUGGINGFACE
                 common[semconv.REQUEST_MODEL] = short[semconv.REQUEST_MODEL] = self._model(model)
+                if provider is not None:
+                    common[semconv.PROVIDER_NAME] = provider
             found = common, short
             if len(self._attributes) < 2048:
                 self._attributes[key] = found

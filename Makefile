@@ -1,0 +1,36 @@
+# Each verb makes the environment that it needs first: .venv, with the oldest dependencies .venv-oldest.
+#   ARGS    more arguments for the command: make test ARGS="-k memory"
+#   PYTHON  the Python to make .venv with: make test PYTHON=python3.12
+
+PYTHON ?= python3
+IN_VENV = @$(PYTHON) scripts/environment.py
+IN_OLDEST = @$(PYTHON) scripts/environment.py --oldest
+
+.PHONY: help demo test test-oldest lint type docs clean
+.NOTPARALLEL:
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
+
+demo: ## a small model, traced, in this terminal
+	$(IN_VENV) demo inferspan demo $(ARGS)
+
+test: ## the tests, with the newest dependencies
+	$(IN_VENV) test pytest $(ARGS)
+
+test-oldest: ## the tests, with the oldest dependencies
+	$(IN_OLDEST) test pytest $(ARGS)
+
+lint: ## ruff: rules and format
+	$(IN_VENV) test ruff check .
+	$(IN_VENV) test ruff format --check .
+
+type: ## mypy, strict
+	$(IN_VENV) test mypy
+
+docs: ## writes the generated parts of docs/ and README.md anew
+	$(IN_VENV) test python scripts/docs.py $(ARGS)
+
+clean: ## removes the environments, caches and builds
+	rm -rf .venv .venv-oldest .mypy_cache .pytest_cache .ruff_cache build dist
+	find src tests scripts -name __pycache__ -type d -prune -exec rm -rf {} +

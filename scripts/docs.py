@@ -1,0 +1,139 @@
+"""Writes the generated parts of the documentation from the tables that the code reads.
+
+    python scripts/docs.py           writes them anew
+    python scripts/docs.py --check   exits with 1 where a file differs, and names it
+
+A generated part stands between ``<!-- NAME: begin -->`` and ``<!-- NAME: end -->``; the rest of a file is by hand.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from inferspan import config, semconv
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def settings() -> str:
+    """The settings, one row each."""
+    rows = []
+    for setting in config.SETTINGS:
+        default = config.default_of(setting)
+        shown = (
+            "all"
+            if default == frozenset(config.HOOKS)
+            else str(default).lower()
+            if default in (True, False)
+            else default
+        )
+        names = "<br>".join(f"`{name}`" for name in config.variables(setting)[:1])
+        rows.append((names, f"`{setting.field}`", f"`{shown}`", setting.allowed, setting.meaning))
+    return _table(("variable", "keyword", "default", "allowed", "meaning"), rows)
+
+
+def spans() -> str:
+    """The kinds of span."""
+    return _table(
+        ("span", "what it covers", "parent"),
+        ((f"`{span.name}`", span.brief, span.parent) for span in semconv.SPANS.values()),
+    )
+
+
+def attributes() -> str:
+    """The attributes of spans, scope and points."""
+    return _table(
+        ("attribute", "type", "unit", "meaning", "absent where"),
+        (
+            (f"`{a.name}`", a.type, f"`{a.unit}`" if a.unit else "", a.brief, a.absent)
+            for a in semconv.ATTRIBUTES.values()
+        ),
+    )
+
+
+def metrics() -> str:
+    """The metrics."""
+    rows = []
+    for metric in semconv.METRICS.values():
+        brief = metric.brief
+        if metric.opt_in:
+            brief += f". Only with `OTEL_SEMCONV_STABILITY_OPT_IN={metric.opt_in}`"
+            if metric.replaces:
+                brief += f", in place of `{metric.replaces}`"
+        rows.append(
+            (
+                f"`{metric.name}`",
+                metric.instrument.replace("_", " "),
+                f"`{metric.unit}`",
+                brief,
+                ", ".join(f"`{name}`" for name in metric.attributes),
+                ", ".join(f"{bucket:g}" for bucket in metric.buckets or ()),
+            )
+        )
+    return _table(("metric", "instrument", "unit", "meaning", "attributes", "bucket bounds"), rows)
+
+
+def events() -> str:
+    """The events."""
+    return _table(
+        ("event", "signal", "meaning", "attributes"),
+        (
+            (f"`{event.name}`", event.signal, event.brief, ", ".join(f"`{name}`" for name in event.attributes))
+            for event in semconv.EVENTS.values()
+        ),
+    )
+
+
+PARTS: dict[str, tuple[str, Callable[[], str]]] = {
+    "settings": ("docs/configuration.md", settings),
+    "spans": ("docs/telemetry.md", spans),
+    "attributes": ("docs/telemetry.md", attributes),
+    "metrics": ("docs/telemetry.md", metrics),
+    "events": ("docs/telemetry.md", events),
+}
+
+
+def differing() -> list[str]:
+    """Files whose generated parts are not what the tables say."""
+    return [str(path.relative_to(ROOT)) for path, text in _rendered().items() if path.read_text("utf-8") != text]
+
+
+def write() -> None:
+    """Write every generated part."""
+    for path, text in _rendered().items():
+        path.write_text(text, "utf-8")
+
+
+def _rendered() -> dict[Path, str]:
+    texts: dict[Path, str] = {}
+    for name, (file, make) in PARTS.items():
+        path = ROOT / file
+        text = texts.get(path) or path.read_text("utf-8")
+        pattern = re.compile(rf"(<!-- {name}: begin -->\n).*?(<!-- {name}: end -->)", re.DOTALL)
+        if not pattern.search(text):
+            raise SystemExit(f"{file} has no part <!-- {name}: begin --> … <!-- {name}: end -->")
+        made = make()
+        texts[path] = pattern.sub(lambda match, made=made: f"{match[1]}{made}\n{match[2]}", text)
+    return texts
+
+
+def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+    lines = [head, tuple("---" for _ in head), *rows]
+    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def main() -> int:
+    if "--check" not in sys.argv[1:]:
+        write()
+        return 0
+    files = differing()
+    for file in files:
+        print(f"{file} is not what the tables say: run `make docs`")
+    return 1 if files else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
