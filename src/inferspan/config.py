@@ -153,7 +153,7 @@ def load(keywords: Mapping[str, Any], environ: Mapping[str, str] | None = None) 
     environ = os.environ if environ is None else environ
     values: dict[str, Any] = {}
     for setting in SETTINGS:
-        found = _from_environment(setting, environ)
+        found = None if setting.field in keywords else _from_environment(setting, environ)
         if found is not None:
             values[setting.field] = found
     by_field = {setting.field: setting for setting in SETTINGS}
@@ -187,8 +187,8 @@ def _from_environment(setting: Setting, environ: Mapping[str, str]) -> Any:
 
 def _from_keyword(setting: Setting, value: Any) -> Any:
     default = default_of(setting)
-    if isinstance(default, frozenset) and not isinstance(value, str):
-        value = ",".join(value)
+    if isinstance(default, frozenset) and isinstance(value, (frozenset, set, list, tuple)):
+        value = ",".join(map(str, value))
     # bool is an int to Python: hooks=True or children_max=True would otherwise pass
     if isinstance(value, bool) is not isinstance(default, bool):
         if not isinstance(value, str):

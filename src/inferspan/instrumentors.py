@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 import threading
 from collections.abc import Collection
 from typing import Any
@@ -21,6 +22,11 @@ class InferspanInstrumentor(BaseInstrumentor):  # type: ignore[misc]  # its modu
     """Instruments transformers and torch in this process; a singleton, like every instrumentor."""
 
     _reporter: Reporter | None = None
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> InferspanInstrumentor:
+        with _lock:  # the base class lets two threads that come first make one each
+            made: InferspanInstrumentor = super().__new__(cls, *args, **kwargs)
+            return made
 
     def instrumentation_dependencies(self) -> Collection[str]:
         # None is required: `inference()` blocks need no library, and an old one gets a warning of our own. In
@@ -42,7 +48,7 @@ class InferspanInstrumentor(BaseInstrumentor):  # type: ignore[misc]  # its modu
             kwargs.pop(name, None)
         settings = config.load(kwargs)
         faults.forget()
-        if importlib.util.find_spec("torch") is None:
+        if "torch" not in sys.modules and importlib.util.find_spec("torch") is None:
             faults.warn("torch is not installed: inferspan has only inferspan.inference() blocks to record")
         reporter = Reporter(settings, **providers)
         InferspanInstrumentor._reporter = reporter
@@ -51,6 +57,7 @@ class InferspanInstrumentor(BaseInstrumentor):  # type: ignore[misc]  # its modu
 
     def _uninstrument(self, **kwargs: Any) -> None:
         hooks.remove()
+        scope.abandon_open()  # what still runs in other threads ends here, with what is known of it
         scope.connect(None)
         reporter, InferspanInstrumentor._reporter = self._reporter, None
         if reporter is not None:

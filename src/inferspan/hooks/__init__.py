@@ -58,9 +58,10 @@ def remove() -> None:
 def _await(hook: str, module_name: str, function: Install) -> None:
     module = sys.modules.get(module_name)
     if module is not None and _is_initializing(module):
-        faults.warn(
+        faults.warn_once(
+            f"half imported {module_name}",
             f"{module_name} is only half imported, so inferspan cannot instrument it; "
-            "call inferspan.instrument() before or after importing it, not during"
+            "call inferspan.instrument() before or after importing it, not during",
         )
         return
     key = (hook, module_name)

@@ -5,7 +5,9 @@ once before the first token and once after each, and which nothing overrides wit
 a logits processor costs 19 µs a step and changes assisted decoding, a stopping criterion launches kernels, a
 streamer copies every token to the host. Where the method is missing there is no time to first token, and that is all.
 
-38 model classes bring their own ``generate``; each is patched when its class is made.
+Dozens of model classes bring a ``generate`` of their own, some in a mixin beside the model (Whisper); each is
+patched when its class is made. Most of them end in the general one, on themselves or on a language model inside, once
+or for each segment: what those calls return is what is counted.
 """
 
 from __future__ import annotations
@@ -39,6 +41,9 @@ _PASSED = {
     "repetition_penalty": (semconv.REPETITION_PENALTY, float),
     "cache_implementation": (semconv.CACHE_IMPLEMENTATION, str),
 }
+_TAKEN: dict[type, tuple[type, ...]] = {int: (int,), float: (int, float), bool: (bool, int), str: (str,)}
+
+_PROPOSING = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit")
 
 
 def _install_utils(module: ModuleType, patches: Patches) -> None:
@@ -50,8 +55,8 @@ def _install_models(module: ModuleType, patches: Patches) -> None:
     base = module.PreTrainedModel
 
     def patch(cls: type) -> None:
-        if "generate" in vars(cls):
-            patches.wrap(cls, "generate", _generate)
+        for owner in cls.__mro__:
+            patches.wrap(owner, "generate", _generate)
 
     def init_subclass(original: Callable[..., None]) -> Callable[..., None]:
         def __init_subclass__(cls: type, **kwargs: Any) -> None:
@@ -93,15 +98,23 @@ def _subclasses(cls: type) -> set[type]:
 
 
 def _generate(original: Callable[..., Any]) -> Callable[..., Any]:
+    is_general = getattr(original, "__qualname__", "") == "GenerationMixin.generate"
+
     def generate(self: Any, *args: Any, **kwargs: Any) -> Any:
         active = scope.ACTIVE.get()
         if scope.settings() is None or active is scope.MUTED or _is_compiling():
             return original(self, *args, **kwargs)
         if active is None:
-            return _generate_alone(original, self, args, kwargs)
+            return _generate_alone(counting, self, args, kwargs)
         if not active.is_phase and active.inference is not None:
-            return _generate_in(active.inference, original, self, args, kwargs)
-        return _generate_nested(active, original, self, args, kwargs)
+            return _generate_in(active.inference, counting, self, args, kwargs)
+        return _generate_nested(active, counting, self, args, kwargs)
+
+    def counting(self: Any, *args: Any, **kwargs: Any) -> Any:
+        result = original(self, *args, **kwargs)
+        if is_general:
+            _note_output(self, args, kwargs, result)
+        return result
 
     return generate
 
@@ -136,7 +149,7 @@ def _generate_in(
         _note_batch(phase, model, args, kwargs)
         return _generate_timed(phase, original, model, args, kwargs)
     except BaseException as error:
-        phase.error = type_name(error)
+        phase.error = None if scope.is_cancellation(error) else type_name(error)
         raise
     finally:
         scope.ACTIVE.reset(token)
@@ -146,13 +159,14 @@ def _generate_in(
 def _generate_nested(
     active: Any, original: Callable[..., Any], model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
-    """A ``generate`` inside a phase: the pipeline's own, a wrapper's inner call, or another model's."""
+    """A ``generate`` inside a phase: the pipeline's own, a wrapper's inner call, or a draft model's."""
     running = active.generation
     if running is None and active.name == semconv.FORWARD and active.inference is not None:
         return _generate_timed(active, original, model, args, kwargs)
-    if running is not None and running.model_id == id(model):
-        running.restart()
-        return original(model, *args, **kwargs)
+    if running is not None and not running.in_loop:
+        if running.end_ns is None:
+            return original(model, *args, **kwargs)
+        return _generate_again(active, running, original, model, args, kwargs)
     token = scope.ACTIVE.set(scope.MUTED)
     try:
         return original(model, *args, **kwargs)
@@ -160,26 +174,41 @@ def _generate_nested(
         scope.ACTIVE.reset(token)
 
 
+def _generate_again(
+    phase: Phase,
+    generation: Generation,
+    original: Callable[..., Any],
+    model: Any,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> Any:
+    """A further ``generate`` in the same phase, after the first has returned."""
+    try:
+        result = original(model, *args, **kwargs)
+    finally:
+        generation.end_ns = perf_counter_ns()
+    if phase.inference is not None:
+        _count_output(phase.inference, generation)
+    return result
+
+
 def _generate_timed(
     phase: Phase, original: Callable[..., Any], model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
-    generation = phase.generation = Generation(id(model))
+    generation = phase.generation = Generation()
     inference = phase.inference
     assert inference is not None
     try:
         if inference.generation is None:
             inference.generation = generation
-        _note_settings(inference, kwargs)
+        _note_settings(inference, model, kwargs)
     except Exception:  # noqa: BLE001
         faults.note("generation.settings")
     try:
         result = original(model, *args, **kwargs)
     finally:
         generation.end_ns = perf_counter_ns()
-    try:
-        _note_output(inference, generation, model, args, kwargs, result)
-    except Exception:  # noqa: BLE001
-        faults.note("generation.output")
+    _count_output(inference, generation)
     return result
 
 
@@ -199,15 +228,15 @@ def _open(model: Any, streamer: Any) -> Inference | None:
 # -- facts of the call -------------------------------------------------------------------------------------------
 
 
-def _note_settings(inference: Inference, kwargs: dict[str, Any]) -> None:
+def _note_settings(inference: Inference, model: Any, kwargs: dict[str, Any]) -> None:
     for name, (attribute, kind) in _PASSED.items():
         value = kwargs.get(name)
-        if isinstance(value, (bool, int, float, str)):
+        if isinstance(value, _TAKEN[kind]):
             inference.set(attribute, kind(value))
     choices = kwargs.get("num_return_sequences")
     if isinstance(choices, int) and choices != 1:
         inference.set(semconv.CHOICE_COUNT, choices)
-    if kwargs.get("assistant_model") is not None or kwargs.get("prompt_lookup_num_tokens") is not None:
+    if any(value is not None for name in _PROPOSING for value in _in_force(name, model, kwargs)):
         inference.set(semconv.ASSISTED, True)
     if kwargs.get("streamer") is not None:
         inference.stream = True
@@ -224,10 +253,11 @@ def _note_batch(phase: Phase, model: Any, args: tuple[Any, ...], kwargs: dict[st
         return
     try:
         inputs = dict(kwargs)
-        ids = args[0] if args else kwargs.get("inputs")
-        if ids is not None and inputs.get("input_ids") is None:
-            inputs["input_ids"] = ids
-        batch = tokens.read_batch(inputs, scope.model_facts(model).pad_id)
+        unnamed = args[0] if args else kwargs.get("inputs")
+        if unnamed is not None and inputs.get("input_ids") is None:
+            inputs["input_ids" if tokens.are_ids(unnamed) else "inputs"] = unnamed
+        end_ids, pad_id = _special_ids(model, kwargs)
+        batch = tokens.read_batch(inputs, None if pad_id in end_ids else pad_id)
         if batch is not None:
             inference.add_batch(batch)
             phase.set(semconv.BATCH_SIZE, batch.rows)
@@ -237,69 +267,86 @@ def _note_batch(phase: Phase, model: Any, args: tuple[Any, ...], kwargs: dict[st
         faults.note("generation.batch")
 
 
-def _note_output(
-    inference: Inference,
-    generation: Generation,
-    model: Any,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    result: Any,
-) -> None:
-    sequences = getattr(result, "sequences", result)
-    if "generate" in _own_generate(model):
-        # A class with a generate of its own may return anything (Whisper: segments without their prompt): what
-        # can be trusted are the steps, exact for one row.
-        rows = inference.rows_max or 1
-        if generation.steps:
+def _note_output(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
+    """What the general ``generate`` returned, where it is not a draft model's."""
+    try:
+        active = scope.ACTIVE.get()
+        generation = None if active is None or not active.is_phase else active.generation
+        if generation is None:
+            return
+        sequences = getattr(result, "sequences", result)
+        end_ids, pad_id = _special_ids(model, kwargs)
+        stops_otherwise = kwargs.get("stop_strings") is not None or kwargs.get("stopping_criteria") is not None
+        prompt = _prompt_length(model, args, kwargs, sequences)
+        output = tokens.read_output(
+            sequences, prompt, end_ids, _limit(model, kwargs, prompt), pad_id if stops_otherwise else None
+        )
+        if output is not None:
+            generation.outputs.append(output)
+    except Exception:  # noqa: BLE001
+        faults.note("generation.output")
+
+
+def _count_output(inference: Inference, generation: Generation) -> None:
+    try:
+        outputs, generation.outputs = generation.outputs, []
+        for output in outputs:
+            inference.add_output(output.tokens, output.exact)
+        if len(outputs) == 1:  # of several segments, nobody knows here which make one sequence
+            known = inference.attributes.get(semconv.FINISH_REASONS, ())
+            reasons = (*known, *outputs[0].finish_reasons)[:64]
+            inference.set(semconv.FINISH_REASONS, reasons or None)
+        elif not outputs and generation.steps:
+            # A loop of the class's own may return anything: what can be trusted are its steps, exact for one row.
+            rows = inference.rows_max or 1
             inference.add_output(generation.steps * rows, rows == 1)
-        return
-    facts = scope.model_facts(model)
-    config = kwargs.get("generation_config")
-    end_ids = id_set(kwargs.get("eos_token_id"))
-    if end_ids is None:
-        end_ids = id_set(getattr(config, "eos_token_id", None))
-    if end_ids is None:
-        end_ids = facts.end_ids or frozenset()
-    prompt = _prompt_length(model, args, kwargs)
-    output = tokens.read_output(sequences, prompt, end_ids, _limit(model, config, kwargs))
-    if output is None:
-        return
-    inference.add_output(output.tokens, output.exact)
-    if output.finish_reasons:
-        known = inference.attributes.get(semconv.FINISH_REASONS, ())
-        inference.set(semconv.FINISH_REASONS, (*known, *output.finish_reasons)[:64])
+    except Exception:  # noqa: BLE001
+        faults.note("generation.count")
 
 
-def _own_generate(model: Any) -> dict[str, Any]:
-    for cls in type(model).__mro__:
-        if "generate" in vars(cls):
-            return {} if cls.__name__ == "GenerationMixin" else {"generate": cls}
-    return {}
+def _special_ids(model: Any, kwargs: dict[str, Any]) -> tuple[frozenset[int], int | None]:
+    """End-of-sequence ids and padding id in force: of the call, else of the configuration passed, else the model's.
+
+    Read anew for each call, since programs set them on the model after loading it.
+    """
+    end_ids = next(filter(None, map(id_set, _in_force("eos_token_id", model, kwargs))), frozenset())
+    pad_id = next((value for value in _in_force("pad_token_id", model, kwargs) if isinstance(value, int)), None)
+    return end_ids, pad_id
 
 
-def _prompt_length(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+def _in_force(name: str, model: Any, kwargs: dict[str, Any]) -> tuple[Any, Any, Any]:
+    return (
+        kwargs.get(name),
+        getattr(kwargs.get("generation_config"), name, None),
+        getattr(getattr(model, "generation_config", None), name, None),
+    )
+
+
+def _prompt_length(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any], sequences: Any) -> int:
     """Length of what stands before the generated tokens in each returned row."""
     if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
         ids = kwargs.get("decoder_input_ids")
-        start = 1
+        # transformers puts the start token before ids that lack it
+        start = 0 if ids is not None and tokens.begins_with(sequences, ids) else 1
     else:
         ids = kwargs.get("input_ids")
         if ids is None:
             ids = args[0] if args else kwargs.get("inputs")
         # From embeddings alone only the new tokens come back; from nothing at all, after one start token.
-        start = 0 if kwargs.get("inputs_embeds") is not None else 1
+        start = 0 if ids is not None or kwargs.get("inputs_embeds") is not None else 1
     shape = getattr(ids, "shape", None)
-    return int(shape[-1]) if shape is not None and len(shape) else start
+    return start + (int(shape[-1]) if shape is not None and len(shape) else 0)
 
 
-def _limit(model: Any, config: Any, kwargs: dict[str, Any]) -> int | None:
-    for value in (
-        kwargs.get("max_new_tokens"),
-        getattr(config, "max_new_tokens", None),
-        getattr(getattr(model, "generation_config", None), "max_new_tokens", None),
-    ):
-        if isinstance(value, int):
-            return value
+def _limit(model: Any, kwargs: dict[str, Any], prompt: int) -> int | None:
+    """How many tokens a row may get at most, ``None`` where that is not told (and nothing but a limit ends it)."""
+    names = {"max_new_tokens": 0, "max_length": prompt}
+    if kwargs.get("inputs_embeds") is not None:
+        del names["max_length"]  # it includes the embeddings, which do not come back
+    for name, without in names.items():
+        for value in _in_force(name, model, kwargs):
+            if isinstance(value, int):
+                return value - without
     return None
 
 
@@ -311,7 +358,7 @@ def _has_unfinished_sequences(original: Callable[..., Any]) -> Callable[..., Any
         unfinished = original(self, *args, **kwargs)
         active = scope.ACTIVE.get()
         if type(active) is Phase and active.generation is not None:
-            active.generation.tick()
+            active.generation.tick(bool(unfinished))
         return unfinished
 
     return has_unfinished_sequences

@@ -37,15 +37,28 @@ def _install(module: ModuleType, patches: Patches) -> None:
         # super() is asked anew at each call: torch.fx and others replace nn.Module.__call__ for a while
         return _run(active, super(base, self).__call__, self, args, kwargs)
 
+    _hide_from_compiler(__call__, torch)
     __call__.__qualname__ = f"{base.__name__}.__call__"
     patches.define(base, "__call__", __call__)
 
 
+def _hide_from_compiler(function: Any, torch: Any) -> None:
+    """Have Dynamo begin with the model's own frame, as it does without us: torch 2.4's export names the modules by
+    the first frame that it sees. Where ours is called by compiled code it is traced through all the same."""
+    skip_code = getattr(getattr(getattr(torch._C, "_dynamo", None), "eval_frame", None), "skip_code", None)
+    if skip_code is not None:
+        skip_code(function.__code__)
+
+
 def _install_compiled(module: ModuleType, patches: Patches) -> None:
     torch = sys.modules["torch"]
+    optimized = module.OptimizedModule
+    is_compiling = torch.compiler.is_compiling
 
     def make(original: Callable[..., Any]) -> Callable[..., Any]:
         def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
+            if is_compiling():
+                return original(self, *args, **kwargs)
             active = scope.ACTIVE.get()
             model = getattr(self, "_orig_mod", None)
             modeling = sys.modules.get("transformers.modeling_utils")
@@ -60,7 +73,11 @@ def _install_compiled(module: ModuleType, patches: Patches) -> None:
 
         return __call__
 
-    patches.wrap(module.OptimizedModule, "__call__", make)
+    def inherited(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return super(optimized, self).__call__(*args, **kwargs)
+
+    patches.wrap(optimized, "__call__", make)
+    patches.define(optimized, "__call__", make(inherited))  # older torch (2.4) has none of its own
 
 
 MODULES = {

@@ -69,7 +69,7 @@ def _call(original: Callable[..., Any], patches: Patches) -> Callable[..., Any]:
         if scope.settings() is None or (active is not None and active.is_phase):
             return original(self, *args, **kwargs)
         _patch_phases(type(self), patches)
-        if active is not None:  # inside an inference() block: its phases are the block's
+        if active is not None and not _is_pipeline(active):  # an inference() block: the phases are the block's
             return original(self, *args, **kwargs)
         inference = _open(self, args, kwargs)
         if inference is None:
@@ -88,6 +88,12 @@ def _call(original: Callable[..., Any], patches: Patches) -> Callable[..., Any]:
         return result
 
     return __call__
+
+
+def _is_pipeline(active: Inference | Phase) -> bool:
+    """Whether the inference is that of a pipeline. Between its phases only the program's own generator or ``Dataset``
+    runs, and a pipeline that is called in there is another inference."""
+    return active.inference is not None and semconv.TASK in active.inference.attributes
 
 
 def _open(pipeline: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Inference | None:
@@ -112,12 +118,15 @@ def _operation(task: str, inputs: Any) -> str:
     family = task.split("_", 1)[0]  # translation_en_to_fr
     if family in _CHATTY:
         return semconv.CHAT if content.is_chat(inputs) else _CHATTY[family]
-    return _OPERATIONS.get(family, family)
+    return _OPERATIONS.get(family, task)
 
 
 def _capture_output(inference: Inference, result: Any) -> None:
-    if inference.content is not None:
-        inference.content.output = content.completions_of(result)
+    try:
+        if inference.content is not None:
+            inference.content.output = content.completions_of(result)
+    except Exception:  # noqa: BLE001
+        faults.note("pipelines.output")
 
 
 # -- the phases --------------------------------------------------------------------------------------------------
@@ -129,7 +138,8 @@ def _patch_phases(cls: type, patches: Patches) -> None:
     _patched_classes[cls] = patches
     for name, make in _METHODS.items():
         owner = next((base for base in cls.__mro__ if name in vars(base)), None)
-        if owner is not None:
+        # A static method, a partial or a callable object is called otherwise than our replacement would call it.
+        if owner is not None and inspect.isfunction(vars(owner)[name]):
             patches.wrap(owner, name, make)
 
 
@@ -165,7 +175,7 @@ def _run(phase: Phase, function: Callable[..., Any], *args: Any, **kwargs: Any) 
     try:
         return function(*args, **kwargs)
     except BaseException as error:
-        phase.error = type_name(error)
+        phase.error = None if scope.is_cancellation(error) else type_name(error)
         raise
     finally:
         scope.ACTIVE.reset(token)
@@ -183,7 +193,7 @@ def _next_chunk(phase: Phase, chunks: Generator[Any, Any, Any]) -> Any:
         over = True
         raise
     except BaseException as error:
-        phase.error = type_name(error)
+        phase.error = None if scope.is_cancellation(error) else type_name(error)
         raise
     finally:
         scope.ACTIVE.reset(token)
@@ -301,6 +311,8 @@ class _Stream:
 
     def run(self, function: Callable[..., Any], result: Any) -> Any:
         """One step of the consumer, inside the inference."""
+        if self.inference.failure is not None:
+            self.begin_again()  # a Dataset goes on after an item that failed
         inference = self.inference
         if inference.end_ns is not None:
             return function(result)
@@ -324,7 +336,7 @@ class _Stream:
                 scope.close(inference, error)
 
     def begin_again(self) -> None:
-        """A result that is iterated once more after its end runs everything anew: one more inference."""
+        """A result that is iterated once more after its end, or goes on after an error: one more inference."""
         ended = self.inference
         if ended.end_ns is None:
             return

@@ -147,6 +147,8 @@ def _facts(model: Any) -> ModelFacts | None:
         return None
     if not isinstance(model, str):
         return scope.model_facts(model)
-    facts = ModelFacts(display_name(model, semconv.OTHER, "basename")[0])
+    settings = scope.settings()
+    local_name = "basename" if settings is None else settings.local_model_name
+    facts = ModelFacts(display_name(model, semconv.OTHER, local_name)[0])
     facts.cold = False  # of a mere name nothing is known, so no inference of it is called cold
     return facts

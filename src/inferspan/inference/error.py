@@ -14,7 +14,8 @@ _FRAMES_MAX = 32
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """``type`` is the class with its module unless built in; ``stack`` the innermost frames, without the message."""
+    """``type`` is the class with its module unless built in; ``stack`` the innermost frames: file, line and function,
+    without the message and without source lines, which may hold a prompt that is written out in the program."""
 
     type: str
     stack: str
@@ -23,12 +24,21 @@ class Failure:
 
 def failure_of(error: BaseException, *, with_message: bool, message_length: int) -> Failure:
     """What to keep of ``error``."""
-    stack = "".join(traceback.format_list(traceback.extract_tb(error.__traceback__, limit=-_FRAMES_MAX)))
-    message = str(error)[:message_length] if with_message else None
-    return Failure(type_name(error), stack, message)
+    frames = list(traceback.walk_tb(error.__traceback__))[-_FRAMES_MAX:]
+    stack = "".join(
+        f'  File "{frame.f_code.co_filename}", line {line}, in {frame.f_code.co_name}\n' for frame, line in frames
+    )
+    return Failure(type_name(error), stack, _message(error, message_length) if with_message else None)
 
 
 def type_name(error: BaseException) -> str:
     """Class of the exception as ``error.type`` wants it."""
     cls = type(error)
     return cls.__qualname__ if cls.__module__ == "builtins" else f"{cls.__module__}.{cls.__qualname__}"
+
+
+def _message(error: BaseException, length: int) -> str | None:
+    try:
+        return str(error)[:length]
+    except Exception:  # noqa: BLE001 - the program's own class
+        return None

@@ -11,6 +11,8 @@ import threading
 from time import perf_counter_ns, time_ns
 from typing import TYPE_CHECKING, Any
 
+from inferspan import semconv
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -97,6 +99,7 @@ class Inference:
         self.last_ns = self.start_ns
         self.phases: list[Phase] = []
         self.phases_max = phases_max
+        self._last_phase: Phase | None = None  # kept or not
         self.phases_dropped = 0
         self.phase_totals_ns: dict[str, int] = {}
         self.attributes: dict[str, Any] = {}
@@ -104,6 +107,8 @@ class Inference:
         self.rows_max = 0
         self.length_max = 0
         self.padding: list[float] = []
+        self.positions = 0
+        self.padded = 0
         self.input_tokens: int | None = None
         self.input_exact = True
         self.output_tokens: int | None = None
@@ -143,14 +148,16 @@ class Inference:
         phase.busy_ns += spent
         phase.calls += 1
         with self.lock:
-            self.phase_totals_ns[phase.name] = self.phase_totals_ns.get(phase.name, 0) + spent
-            last = self.phases[-1] if self.phases else None
+            self._add_to_totals(phase, spent)
+            last = self._last_phase
             if last is not None and last.name == phase.name and self._mergeable(last, phase):
                 last.end_ns = now
                 last.busy_ns += spent
                 last.calls += 1
                 last.error = phase.error
-            elif len(self.phases) < self.phases_max:
+                return
+            self._last_phase = phase
+            if len(self.phases) < self.phases_max:
                 self.phases.append(phase)
             else:
                 self.phases_dropped += 1
@@ -170,13 +177,28 @@ class Inference:
         if batch.tokens is not None:
             self.input_tokens = (self.input_tokens or 0) + batch.tokens
             self.input_exact = self.input_exact and batch.exact
-            if kept and batch.exact and batch.positions and batch.rows > 1:
-                self.padding.append(1 - batch.tokens / batch.positions)
+            if batch.exact and batch.positions:
+                self.positions += batch.positions
+                self.padded += batch.positions - batch.tokens
+                if kept and batch.rows > 1:
+                    self.padding.append(1 - batch.tokens / batch.positions)
 
     def add_output(self, tokens: int, exact: bool) -> None:
         """Count what one generation returned."""
         self.output_tokens = (self.output_tokens or 0) + tokens
         self.output_exact = self.output_exact and exact
+
+    def _add_to_totals(self, phase: Phase, spent: int) -> None:
+        totals = self.phase_totals_ns
+        totals[phase.name] = totals.get(phase.name, 0) + spent
+        generation = phase.generation
+        if generation is None or generation.first_token_ns is None:
+            return
+        first_ns = generation.first_token_ns
+        totals[semconv.PREFILL] = totals.get(semconv.PREFILL, 0) + first_ns - generation.start_ns
+        if generation.steps > 1:
+            end_ns = generation.end_ns or phase.end_ns
+            totals[semconv.DECODE] = totals.get(semconv.DECODE, 0) + end_ns - first_ns
 
     @staticmethod
     def _mergeable(last: Phase, phase: Phase) -> bool:

@@ -232,10 +232,11 @@ def has_current_span() -> bool:
 
 
 def abandon_open() -> None:
-    """The process is ending: close what still runs, with what is known of it."""
+    """The process ends, or is uninstrumented: close what still runs, with what is known of it. A lazy result ends
+    with its last item."""
     for inference in list(_open.values()):
         inference.abandoned = True
-        close(inference)
+        close(inference, end_ns=None if inference.busy_ns is None else inference.last_ns)
 
 
 def _after_fork_in_child() -> None:

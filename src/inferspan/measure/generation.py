@@ -10,34 +10,40 @@ With assisted decoding one step yields one or more tokens: steps are counted her
 from __future__ import annotations
 
 from time import perf_counter_ns
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from inferspan.measure.tokens import Output
 
 _KEPT_MAX = 1024
 
 
 class Generation:
-    """Steps of one generation. Times are ``perf_counter_ns`` readings.
+    """Steps of one generation, of one decoding loop or of several after each other. Times are ``perf_counter_ns``
+    readings, ``outputs`` what each loop returned.
 
-    ``model_id`` tells a wrapper's own inner call (Whisper's ``generate`` calls the general one on the same model)
-    from that of another model (a draft model), which must not count.
+    ``in_loop`` tells a call that is the generation itself (Whisper's ``generate`` calls the general one for each
+    segment, Blip's that of its language model) from one inside a step of it (a draft model), which must not count.
     """
 
-    def __init__(self, model_id: int) -> None:
-        self.model_id = model_id
+    def __init__(self) -> None:
         self.start_ns = perf_counter_ns()
         self.end_ns: int | None = None
         self.first_token_ns: int | None = None
         self.last_token_ns: int | None = None
         self.steps = 0
         self.intervals_ns: list[int] = []
+        self.outputs: list[Output] = []
+        self.in_loop = False
         self._stride = 1
         self._last_ns = 0
-        self._between_loops = True
         self._in_first_step = True
 
-    def tick(self) -> None:
+    def tick(self, unfinished: bool = True) -> None:
+        """The loop asks whether to go on; ``unfinished`` is the answer that it gets."""
         now = perf_counter_ns()
-        if self._between_loops:
-            self._between_loops = False
+        began, self.in_loop = not self.in_loop, unfinished
+        if began:
             self._in_first_step = True
             return
         self.steps += 1
@@ -47,10 +53,6 @@ class Generation:
             self._keep(now - self._last_ns)
         self._in_first_step = False
         self._last_ns = self.last_token_ns = now
-
-    def restart(self) -> None:
-        """A further decoding loop begins on the same model (a long audio's next segment)."""
-        self._between_loops = True
 
     def time_per_step_ns(self) -> float | None:
         """Mean time of the steps after the first; ``None`` with fewer than two."""

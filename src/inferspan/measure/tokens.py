@@ -65,15 +65,33 @@ def read_tensor(tensor: Any) -> Batch | None:
     """The batch in a model's first positional argument."""
     if not _is_tensor(tensor) or len(tensor.shape) < 1:
         return None
-    if len(tensor.shape) == 2 and not tensor.dtype.is_floating_point:
+    if are_ids(tensor):
         return _read_ids(tensor, None, None)
     return Batch(rows=int(tensor.shape[0]), device=str(tensor.device))
 
 
-def read_output(ids: Any, prompt_length: int, end_ids: frozenset[int], limit: int | None) -> Output | None:
+def are_ids(tensor: Any) -> bool:
+    """Whether a tensor that came without a name holds token ids, rather than audio, images or embeddings."""
+    return _is_tensor(tensor) and len(tensor.shape) == 2 and not getattr(tensor.dtype, "is_floating_point", True)
+
+
+def begins_with(ids: Any, start: Any) -> bool:
+    """Whether each row of ``ids`` begins with that of ``start``; false where they are not on the host."""
+    array, head = _host_array(ids), _host_array(start)
+    if array is None or head is None or not len(head):
+        return False
+    # a sequence returned more than once for its prompt (beams, several choices) repeats it
+    repeated = head.repeat(len(array) // len(head), axis=0)
+    return array.shape[0] == repeated.shape[0] and bool((array[:, : head.shape[1]] == repeated).all())
+
+
+def read_output(
+    ids: Any, prompt_length: int, end_ids: frozenset[int], limit: int | None, pad_id: int | None = None
+) -> Output | None:
     """Tokens in ``generate()``'s sequences, shape ``(rows, prompt_length + steps)``.
 
     Rows that ended early are told apart only on the host. One row needs no look: the loop ends when it does.
+    ``pad_id`` is given where a row may end by something else than an end-of-sequence token: what pads it tells where.
     """
     if not _is_tensor(ids) or len(ids.shape) != 2:
         return None
@@ -82,7 +100,7 @@ def read_output(ids: Any, prompt_length: int, end_ids: frozenset[int], limit: in
         return None
     array = _host_array(ids)
     if array is not None:
-        return _count_rows(array[:, prompt_length:], end_ids, limit)
+        return _count_rows(array[:, prompt_length:], end_ids, limit, pad_id)
     if rows == 1:
         reasons = ("stop",) if limit is not None and length < limit else ()
         return Output(length, True, reasons, length)
@@ -116,18 +134,23 @@ def _read_ids(ids: Any, mask: Any, pad_id: int | None) -> Batch:
     return batch
 
 
-def _count_rows(new: Any, end_ids: frozenset[int], limit: int | None) -> Output:
+def _count_rows(new: Any, end_ids: frozenset[int], limit: int | None, pad_id: int | None) -> Output:
     rows, length = (int(size) for size in new.shape)
     # Without an end-of-sequence id a row ends at the limit, or earlier by a stop string or the user's criterion.
     otherwise = "stop" if limit is not None and length < limit else "length"
-    if not end_ids or not length:
+    if not length or not (end_ids or pad_id is not None):
         return Output(rows * length, True, (otherwise,) * min(rows, _FINISH_REASONS_MAX), length)
-    ended = new == next(iter(end_ids))
+    ended = new < 0  # an id is never negative: all false
     for end_id in end_ids:
         ended = ended | (new == end_id)
     finished = ended.any(axis=1)
     lengths = ended.argmax(axis=1) + 1
     lengths[~finished] = length
+    if pad_id is not None:
+        padding = (new[:, ::-1] != pad_id).argmax(axis=1)
+        padding[finished] = 0
+        lengths -= padding
+        finished = finished | (padding > 0)
     reasons = tuple("stop" if stop else otherwise for stop in finished[:_FINISH_REASONS_MAX].tolist())
     return Output(int(lengths.sum()), True, reasons, int(lengths.max()))
 

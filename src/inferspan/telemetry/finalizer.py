@@ -19,6 +19,8 @@ from collections import deque
 from collections.abc import Callable
 from time import monotonic
 
+from opentelemetry import context as otel_context
+from opentelemetry.context import Context
 from opentelemetry.instrumentation.utils import suppress_instrumentation
 
 from inferspan import faults
@@ -94,7 +96,8 @@ class Finalizer:
         self._stop.set()
         self.drain(timeout_s)
         thread, self._thread = self._thread, None
-        if thread is not None and thread is not threading.current_thread():
+        # one that another thread is about to start finds the stop by itself
+        if thread is not None and thread.is_alive() and thread is not threading.current_thread():
             thread.join(timeout=timeout_s)
 
     def _run(self) -> None:
@@ -117,6 +120,8 @@ class Finalizer:
         except IndexError:
             return
         self._teller = threading.get_ident()
+        # Out of the context of whoever drains: its span is not what an exemplar of ours should point at.
+        token = otel_context.attach(Context())
         try:
             # a processor or exporter that itself runs a model must not make records of that without end
             with suppress_instrumentation():
@@ -124,6 +129,7 @@ class Finalizer:
         except Exception:  # noqa: BLE001 - the user's span processors, views and exporters run in there
             faults.note("telemetry")
         finally:
+            otel_context.detach(token)
             self._teller = None
 
     def _after_fork_in_child(self) -> None:

@@ -106,19 +106,7 @@ class Points:
         if inference.single_span:
             attributes = {**short, semconv.PHASE_NAME: self._phase(inference.operation)}
             self._add(semconv.PHASE_DURATION, duration, attributes, context)
-        totals = dict(inference.phase_totals_ns)
-        for phase in inference.phases:
-            generation = phase.generation
-            if generation is None or generation.first_token_ns is None:
-                continue
-            end_ns = generation.end_ns or phase.end_ns
-            for name, spent in (
-                (semconv.PREFILL, generation.first_token_ns - generation.start_ns),
-                (semconv.DECODE, end_ns - generation.first_token_ns if generation.steps > 1 else 0),
-            ):
-                if spent:
-                    totals[name] = totals.get(name, 0) + spent
-        for name, spent in totals.items():
+        for name, spent in inference.phase_totals_ns.items():
             attributes = {**short, semconv.PHASE_NAME: self._phase(name)}
             self._add(semconv.PHASE_DURATION, spent * _NS, attributes, context)
 
@@ -153,9 +141,11 @@ class Points:
         per_token = time_per_output_token_s(inference)
         if per_token is not None:
             self._add(semconv.SERVER_TIME_PER_OUTPUT_TOKEN, per_token, common, context)
-        for phase in inference.phases:
-            if phase.generation is not None:
-                for interval in _spread(phase.generation.intervals_ns, self._token_points_max):
+        # without children (INFERSPAN_CHILDREN_MAX=0, a full queue) the first generation is still there
+        phases = inference.phases
+        for generation in [phase.generation for phase in phases] if phases else [inference.generation]:
+            if generation is not None:
+                for interval in _spread(generation.intervals_ns, self._token_points_max):
                     self._add(semconv.INTER_TOKEN_DURATION, interval * _NS, short, context)
 
     def _common(self, inference: Inference) -> tuple[dict[str, str], dict[str, str]]:

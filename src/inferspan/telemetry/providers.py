@@ -43,12 +43,17 @@ class Providers:
         self._ids = IndependentIdGenerator()
         self._tracer_provider: trace.TracerProvider | None = None
         self._meter_provider: metrics.MeterProvider | None = None
+        self._seen_meter_provider: metrics.MeterProvider | None = None
         self._tracer: trace.Tracer = trace.NoOpTracer()
         self._versions: tuple[object, object] = (None, None)
 
     def tracer(self) -> trace.Tracer:
-        """Our tracer, of the provider in force now."""
+        """Our tracer, of the provider in force now. Also notices a new meter provider, for the sake of the exit."""
         provider = self._given_tracer_provider or trace.get_tracer_provider()
+        meter_provider = self._given_meter_provider or metrics.get_meter_provider()
+        if meter_provider is not self._seen_meter_provider:
+            self._seen_meter_provider = meter_provider
+            self._run_last_registered()
         versions = _versions()
         if provider is not self._tracer_provider or versions != self._versions:
             self._bind_tracer(provider, versions)
@@ -60,7 +65,6 @@ class Providers:
         if provider is self._meter_provider:
             return None
         self._meter_provider = provider
-        self._run_last_registered()
         return provider.get_meter(SCOPE, __version__, semconv.SCHEMA_URL)
 
     def logger(self) -> _logs.Logger:
@@ -87,7 +91,7 @@ class Providers:
         processors = getattr(composite, "_span_processors", None)
         if isinstance(processors, tuple):
             composite._span_processors = tuple(p for p in processors if p is not self._drain_first)
-        self._tracer_provider = self._meter_provider = None
+        self._tracer_provider = self._meter_provider = self._seen_meter_provider = None
 
     def _bind_tracer(self, provider: trace.TracerProvider, versions: tuple[object, object]) -> None:
         if provider is not self._tracer_provider:

@@ -44,7 +44,8 @@ class Reporter:
             tracer_provider, meter_provider, logger_provider, self._finalizer.drain, self._at_exit
         )
         self._points: Points | None = None
-        self._dropped_told = 0
+        self._over_children_max = 0
+        self._dropped_told = {"fault": sum(faults.counts().values())}
         _current = self
         # Found here, a provider that is set already runs its exit handler after ours, whatever happens first.
         self._providers.tracer()
@@ -55,9 +56,12 @@ class Reporter:
         return start_root(self._providers.tracer(), inference, context)
 
     def submit(self, record: Inference | Lone) -> None:
+        if isinstance(record, Inference):
+            self._over_children_max += record.phases_dropped
         self._finalizer.submit(record)
         if isinstance(record, Lone):
             self._finalizer.ensure_running()
+            self._providers.tracer()  # which notices new providers, as the start of a root does
 
     def flush(self, timeout_s: float) -> bool:
         """Tell everything finished, and have the providers flush."""
@@ -108,12 +112,20 @@ class Reporter:
                 points.tell_lone(record)
             else:
                 points.tell_inference(record)
-            dropped = self._finalizer.children_dropped
-            if dropped > self._dropped_told:
-                points.count_dropped(dropped - self._dropped_told, "queue_full")
-                self._dropped_told = dropped
+            self._tell_dropped(points)
         except Exception:  # noqa: BLE001 - a user's view or exemplar filter
             faults.note("telemetry.metrics")
+
+    def _tell_dropped(self, points: Points) -> None:
+        for reason, count in (
+            ("queue_full", self._finalizer.children_dropped),
+            ("children_max", self._over_children_max),
+            ("fault", sum(faults.counts().values())),
+        ):
+            told = self._dropped_told.get(reason, 0)
+            if count > told:
+                points.count_dropped(count - told, reason)
+                self._dropped_told[reason] = count
 
     def _tell_event(self, inference: Inference) -> None:
         try:

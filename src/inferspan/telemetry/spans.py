@@ -40,12 +40,14 @@ def tell_inference(tracer: Tracer, inference: Inference, settings: Settings) -> 
     root = inference.root
     if root is None or inference.end_ns is None:
         return
-    if root.is_recording():
-        for phase in inference.phases:
-            _tell_phase(tracer, phase, inference.context, inference.unix_offset_ns)
-        root.set_attributes(_root_attributes(inference, settings))
-        _tell_failure(root, inference)
-    root.end(inference.end_ns + inference.unix_offset_ns)
+    try:
+        if root.is_recording():
+            for phase in inference.phases:
+                _tell_phase(tracer, phase, inference.context, inference.unix_offset_ns)
+            root.set_attributes(_root_attributes(inference, settings))
+            _tell_failure(root, inference)
+    finally:  # whatever a span processor does with the children
+        root.end(inference.end_ns + inference.unix_offset_ns)
 
 
 def tell_lone(tracer: Tracer, lone: Lone) -> None:
@@ -126,7 +128,7 @@ def _root_attributes(inference: Inference, settings: Settings) -> dict[str, Any]
         semconv.INPUT_TOKENS_EXACT: None if inference.input_exact else False,
         semconv.OUTPUT_TOKENS: inference.output_tokens,
         semconv.OUTPUT_TOKENS_EXACT: None if inference.output_exact else False,
-        semconv.PADDING_RATIO: (sum(inference.padding) / len(inference.padding) if any(inference.padding) else None),
+        semconv.PADDING_RATIO: inference.padded / inference.positions if inference.padded else None,
         semconv.BUSY_TIME: None if inference.busy_ns is None else inference.busy_ns * _NS,
         semconv.ABANDONED: inference.abandoned or None,
         semconv.CANCELLED: inference.cancelled or None,

@@ -635,6 +635,7 @@ def test_fault_in_a_drawing_is_noted_and_a_failure(monkeypatch: pytest.MonkeyPat
             raise RuntimeError("no")
 
     monkeypatch.setattr(faults, "reraise", False)
+    monkeypatch.setattr(faults, "_counts", {})
     before = faults.counts().get("telemetry.console.draw", 0)
     root = span("root", 1, None, (0, 1), {semconv.REQUEST_MODEL: Unreadable()})
 

@@ -1,0 +1,414 @@
+"""The queue and its thread: everything is told once and in order, whatever becomes of the thread."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from opentelemetry import context as otel_context
+from opentelemetry import trace
+from opentelemetry.context import Context
+from opentelemetry.instrumentation.utils import is_instrumentation_enabled
+from opentelemetry.sdk.trace import TracerProvider
+
+from inferspan import faults
+from inferspan.inference.record import Inference, Lone, Phase
+from inferspan.telemetry import finalizer as finalizer_module
+from inferspan.telemetry.finalizer import Finalizer, Record
+
+needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="the platform has no fork")
+
+
+def inference(name: str, phases: int = 0) -> Inference:
+    made = Inference(name, "work", None, 64)
+    made.phases = [Phase(f"phase{number}", made, 0) for number in range(phases)]
+    return made
+
+
+def lone(name: str) -> Lone:
+    return Lone(Phase(name, None, 0), Context(), None)
+
+
+class Told:
+    """What was told, by name."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+        self.enough = threading.Event()
+        self.expected = -1
+
+    def __call__(self, record: Record) -> None:
+        self.names.append(record.phase.name if isinstance(record, Lone) else record.name)
+        if len(self.names) == self.expected:
+            self.enough.set()
+
+
+def in_child(action: Callable[[], Any]) -> str:
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.write(writing, repr(action()).encode())
+        finally:
+            os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading) as answer:
+        text = answer.read()
+    os.waitpid(child, 0)
+    return text
+
+
+# Draining
+
+
+def test_drain_tells_everything_in_order_and_once() -> None:
+    told = Told()
+    finalizer = Finalizer(told, 100)
+    for number in range(50):
+        finalizer.submit(inference(str(number)) if number % 2 else lone(str(number)))
+
+    assert finalizer.drain(10) is True
+    assert finalizer.drain(10) is True
+    assert told.names == [str(number) for number in range(50)]
+
+
+def test_drain_of_nothing_succeeds_without_time() -> None:
+    assert Finalizer(Told(), 100).drain(0) is True
+
+
+def test_drain_leaves_what_is_submitted_meanwhile() -> None:
+    told = Told()
+
+    def tell(record: Record) -> None:
+        told(record)
+        finalizer.submit(lone("another"))
+
+    finalizer = Finalizer(tell, 1000)
+    finalizer.submit(inference("first"))
+    finalizer.submit(inference("second"))
+
+    assert finalizer.drain(10) is True
+    assert told.names == ["first", "second"]
+
+
+def test_drain_out_of_time_says_so_and_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = Told()
+    clock = iter(range(1000))
+    monkeypatch.setattr(finalizer_module, "monotonic", lambda: next(clock))
+    finalizer = Finalizer(told, 100)
+    for name in ("a", "b", "c", "d", "e"):
+        finalizer.submit(inference(name))
+
+    assert finalizer.drain(2) is False
+    assert told.names == ["a", "b"]
+    assert finalizer.drain(100) is True
+    assert told.names == ["a", "b", "c", "d", "e"]
+
+
+def test_drain_while_another_thread_tells_waits_its_time_only() -> None:
+    begun, go_on = threading.Event(), threading.Event()
+
+    def tell(record: Record) -> None:
+        begun.set()
+        go_on.wait()
+
+    finalizer = Finalizer(tell, 100)
+    finalizer.submit(inference("slow"))
+    thread = threading.Thread(target=finalizer.drain, args=(10,))
+    thread.start()
+    begun.wait()
+    assert finalizer.drain(0) is False
+    go_on.set()
+    thread.join()
+
+    assert finalizer.drain(0) is True
+
+
+def test_drain_from_many_threads_tells_once() -> None:
+    told = Told()
+    finalizer = Finalizer(told, 10_000)
+    for number in range(1000):
+        finalizer.submit(inference(str(number)))
+    threads = [threading.Thread(target=finalizer.drain, args=(30,)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert told.names == [str(number) for number in range(1000)]
+
+
+def test_drain_from_inside_of_telling_returns_at_once() -> None:
+    told = Told()
+
+    def tell(record: Record) -> None:
+        told(record)
+        assert finalizer.drain(0) is True
+
+    finalizer = Finalizer(tell, 100)
+    finalizer.submit(inference("a"))
+    finalizer.submit(inference("b"))
+
+    assert finalizer.drain(10) is True
+    assert told.names == ["a", "b"]
+
+
+def test_telling_happens_outside_of_any_span_and_uninstrumented() -> None:
+    seen = []
+
+    def tell(record: Record) -> None:
+        seen.append((trace.get_current_span().get_span_context().is_valid, is_instrumentation_enabled()))
+
+    finalizer = Finalizer(tell, 100)
+    finalizer.submit(inference("a"))
+    with TracerProvider().get_tracer("test").start_as_current_span("drains") as span:
+        before = otel_context.get_current()
+        finalizer.drain(10)
+        assert (trace.get_current_span(), otel_context.get_current()) == (span, before)
+
+    assert seen == [(False, False)]
+
+
+def test_telling_that_raises_is_counted_and_the_rest_is_told(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(faults, "reraise", False)
+    monkeypatch.setattr(faults, "_counts", {})
+    monkeypatch.setattr(faults, "_told", set())
+    told = Told()
+
+    def tell(record: Record) -> None:
+        told(record)
+        if told.names[-1] != "c":
+            raise RuntimeError("a span processor")
+
+    finalizer = Finalizer(tell, 100)
+    for name in ("a", "b", "c"):
+        finalizer.submit(inference(name))
+
+    assert finalizer.drain(10) is True
+    assert told.names == ["a", "b", "c"]
+    assert faults.counts() == {"telemetry": 2}
+    assert len(caplog.records) == 1
+
+
+# A full queue
+
+
+def test_queue_that_is_full_keeps_roots_without_their_children_and_counts() -> None:
+    told = Told()
+    finalizer = Finalizer(told, 2)
+    records = [inference(name, phases=3) for name in ("a", "b", "c", "d")]
+    for record in records:
+        finalizer.submit(record)
+    finalizer.submit(lone("lost"))
+
+    assert [(len(record.phases), record.phases_dropped) for record in records] == [(3, 0), (3, 0), (0, 3), (0, 3)]
+    assert finalizer.children_dropped == 7
+    finalizer.drain(10)
+    assert told.names == ["a", "b", "c", "d"]
+
+
+def test_queue_that_was_full_takes_all_again_when_it_is_empty() -> None:
+    finalizer = Finalizer(Told(), 1)
+    for name in ("a", "b"):
+        finalizer.submit(inference(name, phases=1))
+    finalizer.drain(10)
+    record = inference("c", phases=1)
+    finalizer.submit(record)
+
+    assert (len(record.phases), finalizer.children_dropped) == (1, 1)
+
+
+# The thread
+
+
+def test_thread_tells_by_itself_and_ends_with_stop() -> None:
+    told = Told()
+    told.expected = 100
+    finalizer = Finalizer(told, 1000)
+    finalizer.ensure_running()
+    thread = finalizer._thread
+    assert thread is not None
+    assert (thread.daemon, thread.name) == (True, "inferspan-finalizer")
+    finalizer.ensure_running()
+    assert finalizer._thread is thread
+    for number in range(100):
+        finalizer.submit(inference(str(number)))
+    assert told.enough.wait(30)
+    finalizer.stop(30)
+
+    assert thread.is_alive() is False
+    assert told.names == [str(number) for number in range(100)]
+
+
+def test_thread_is_not_started_by_submitting_alone() -> None:
+    before = threading.active_count()
+    Finalizer(Told(), 100).submit(inference("a"))
+
+    assert threading.active_count() == before
+
+
+def test_thread_takes_small_portions_with_pauses_between(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = Told()
+    finalizer = Finalizer(told, 1000)
+    waits: list[tuple[float, int]] = []
+
+    class Stop:
+        """In place of the event: stops after the second wait for something to come."""
+
+        def is_set(self) -> bool:
+            return len(waits) > 1 and waits[-1][0] == waits[-2][0] * 2
+
+        def wait(self, timeout: float) -> None:
+            waits.append((timeout, len(told.names)))
+
+    monkeypatch.setattr(finalizer, "_stop", Stop())
+    for number in range(40):
+        finalizer.submit(inference(str(number)))
+    finalizer._run()
+
+    portions = [after - before for (_, before), (_, after) in zip([(0.0, 0), *waits], waits, strict=False)]
+    assert portions == [3, 3, 3, 2, 2, 2, 2, 2, 2, 2, 2, *[1] * 15, 0, 0]
+    assert [timeout for timeout, _ in waits] == [0.002] * 26 + [0.02, 0.04]
+
+
+def test_thread_that_has_nothing_to_do_waits_longer_and_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    finalizer = Finalizer(Told(), 1000)
+    waits: list[float] = []
+
+    class Stop:
+        def is_set(self) -> bool:
+            return len(waits) == 7
+
+        def wait(self, timeout: float) -> None:
+            waits.append(timeout)
+
+    monkeypatch.setattr(finalizer, "_stop", Stop())
+    finalizer._run()
+
+    assert waits == [0.02, 0.04, 0.08, 0.16, 0.32, 0.32, 0.32]
+
+
+def test_thread_that_cannot_start_leaves_all_to_the_next_drain(monkeypatch: pytest.MonkeyPatch) -> None:
+    tries = []
+    now = [100.0]
+
+    def start(self: threading.Thread) -> None:
+        tries.append(now[0])
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    monkeypatch.setattr(finalizer_module, "monotonic", lambda: now[0])
+    told = Told()
+    finalizer = Finalizer(told, 100)
+    for name, now[0] in (("a", 100.0), ("b", 109.0), ("c", 110.5)):
+        finalizer.ensure_running()
+        finalizer.submit(inference(name))
+
+    assert tries == [100.0, 110.5]
+    assert finalizer.drain(10) is True
+    assert told.names == ["a", "b", "c"]
+
+
+def test_stop_tells_what_is_left_and_starts_no_thread_again() -> None:
+    told = Told()
+    finalizer = Finalizer(told, 100)
+    finalizer.submit(inference("a"))
+    finalizer.stop(10)
+    finalizer.ensure_running()
+    finalizer.submit(inference("b"))
+
+    assert (told.names, finalizer._thread) == (["a"], None)
+    assert finalizer.drain(10) is True
+    assert told.names == ["a", "b"]
+
+
+def test_stop_while_another_thread_starts_ours_lets_it_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    finalizer = Finalizer(Told(), 100)
+    start = threading.Thread.start
+    started = []
+
+    def start_late(self: threading.Thread) -> None:
+        finalizer.stop(30)
+        start(self)
+        started.append(self)
+
+    monkeypatch.setattr(threading.Thread, "start", start_late)
+    finalizer.ensure_running()
+    started[0].join()
+
+    assert len(started) == 1
+
+
+# Forks
+
+
+@needs_fork
+def test_fork_child_tells_its_own_and_not_the_parents() -> None:
+    told = Told()
+    finalizer = Finalizer(told, 100)
+    finalizer.submit(inference("parents"))
+
+    def child() -> Any:
+        finalizer.drain(10)
+        finalizer.submit(inference("childs"))
+        finalizer.drain(10)
+        return told.names
+
+    assert in_child(child) == "['childs']"
+    finalizer.drain(10)
+    assert told.names == ["parents"]
+
+
+@needs_fork
+def test_fork_while_a_thread_tells_leaves_no_lock_held_in_the_child() -> None:
+    begun, go_on = threading.Event(), threading.Event()
+    told = Told()
+
+    def tell(record: Record) -> None:
+        told(record)
+        if told.names == ["slow"]:
+            begun.set()
+            go_on.wait()
+
+    finalizer = Finalizer(tell, 100)
+    finalizer.submit(inference("slow"))
+    thread = threading.Thread(target=finalizer.drain, args=(30,))
+    thread.start()
+    begun.wait()
+
+    def child() -> Any:
+        finalizer.submit(inference("childs"))
+        return finalizer.drain(0.5), told.names
+
+    assert in_child(child) == "(True, ['slow', 'childs'])"
+    go_on.set()
+    thread.join()
+
+
+@needs_fork
+def test_fork_child_of_a_running_thread_starts_another() -> None:
+    told = Told()
+    finalizer = Finalizer(told, 100)
+    finalizer.ensure_running()
+
+    def child() -> Any:
+        told.expected = 1
+        told.enough = threading.Event()
+        finalizer.ensure_running()
+        finalizer.submit(inference("childs"))
+        return told.enough.wait(30), told.names
+
+    assert in_child(child) == "(True, ['childs'])"
+    finalizer.stop(10)
+
+
+@needs_fork
+def test_fork_after_the_finalizer_is_gone_does_nothing() -> None:
+    Finalizer(Told(), 100)
+
+    assert in_child(lambda: "alive") == "'alive'"
