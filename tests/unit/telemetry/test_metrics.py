@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -72,7 +73,7 @@ def generation(start_ms: int, *tokens_ms: int, end_ms: int) -> Generation:
     made.start_ns, made.end_ns, made.steps = start_ms * MS, end_ms * MS, len(tokens_ms)
     if tokens_ms:
         made.first_token_ns, made.last_token_ns = tokens_ms[0] * MS, tokens_ms[-1] * MS
-    made.intervals_ns = [(b - a) * MS for a, b in zip(tokens_ms, tokens_ms[1:], strict=False)]
+    made.intervals_ns = [(b - a) * MS for a, b in pairwise(tokens_ms)]
     return made
 
 

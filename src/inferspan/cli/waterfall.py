@@ -93,7 +93,7 @@ class WaterfallSpanExporter(SpanExporter):
             try:
                 parts = self._waiting.add(_node(span) for span in spans if span.context is not None)
             except Exception:  # noqa: BLE001 - a fault of ours must not end the SDK's export thread
-                faults.note("telemetry.console.export")
+                faults.note("waterfall.export")
                 return SpanExportResult.FAILURE
             return SpanExportResult.SUCCESS if self._write(parts) else SpanExportResult.FAILURE
 
@@ -123,7 +123,7 @@ class WaterfallSpanExporter(SpanExporter):
         try:
             text = "".join(f"{line}\n" for part in parts for line in _draw(part, surface))
         except Exception:  # noqa: BLE001 - as in export
-            faults.note("telemetry.console.draw")
+            faults.note("waterfall.draw")
             return False
         try:
             out.write(text)
