@@ -19,7 +19,7 @@ from opentelemetry.trace import SpanContext, Status, StatusCode, TraceFlags, set
 
 from inferspan import faults, semconv
 from inferspan.cli.waterfall import WaterfallSpanExporter
-from inferspan.telemetry import console
+from inferspan.cli import waterfall
 
 TRACE = 0x4BF92F3577B34DA6A3CE929D0E0E4736
 OTHER_TRACE = 0x0AF7651916CD43DD8448EB211C80319C
@@ -121,7 +121,7 @@ def test_generation_in_one_batch_is_drawn_as_a_waterfall() -> None:
 
 
 def test_picture_in_the_module_docstring_is_what_is_drawn() -> None:
-    assert textwrap.indent(GENERATION, "    ") in (console.__doc__ or "")
+    assert textwrap.indent(GENERATION, "    ") in (waterfall.__doc__ or "")
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -636,11 +636,11 @@ def test_fault_in_a_drawing_is_noted_and_a_failure(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(faults, "reraise", False)
     monkeypatch.setattr(faults, "_counts", {})
-    before = faults.counts().get("telemetry.console.draw", 0)
+    before = faults.counts().get("waterfall.draw", 0)
     root = span("root", 1, None, (0, 1), {semconv.REQUEST_MODEL: Unreadable()})
 
     assert WaterfallSpanExporter(io.StringIO()).export([root]) is FAILURE
-    assert faults.counts()["telemetry.console.draw"] == before + 1
+    assert faults.counts()["waterfall.draw"] == before + 1
 
 
 # In a program
