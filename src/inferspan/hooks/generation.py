@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from time import perf_counter_ns
 from types import ModuleType
 from typing import Any
@@ -229,8 +230,10 @@ def _open(model: Any, streamer: Any) -> Inference | None:
 
 
 def _note_settings(inference: Inference, model: Any, kwargs: dict[str, Any]) -> None:
+    # a pipeline always passes a configuration, mostly the model's own
+    config = None if semconv.TASK in inference.attributes else kwargs.get("generation_config")
     for name, (attribute, kind) in _PASSED.items():
-        value = kwargs.get(name)
+        value = kwargs.get(name, getattr(config, name, None))
         if isinstance(value, _TAKEN[kind]):
             inference.set(attribute, kind(value))
     choices = kwargs.get("num_return_sequences")
@@ -278,30 +281,43 @@ def _note_output(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any], resu
         end_ids, pad_id = _special_ids(model, kwargs)
         stops_otherwise = kwargs.get("stop_strings") is not None or kwargs.get("stopping_criteria") is not None
         prompt = _prompt_length(model, args, kwargs, sequences)
-        output = tokens.read_output(
-            sequences, prompt, end_ids, _limit(model, kwargs, prompt), pad_id if stops_otherwise else None
+        read = partial(
+            tokens.read_output,
+            prompt_length=prompt,
+            end_ids=end_ids,
+            limit=_limit(model, kwargs, prompt),
+            pad_id=pad_id if stops_otherwise else None,
         )
+        output = read(sequences)
         if output is not None:
             generation.outputs.append(output)
+            generation.read_later = None if output.exact else read
     except Exception:  # noqa: BLE001
         faults.note("generation.output")
 
 
 def _count_output(inference: Inference, generation: Generation) -> None:
     try:
-        outputs, generation.outputs = generation.outputs, []
-        for output in outputs:
-            inference.add_output(output.tokens, output.exact)
-        if len(outputs) == 1:  # of several segments, nobody knows here which make one sequence
-            known = inference.attributes.get(semconv.FINISH_REASONS, ())
-            reasons = (*known, *outputs[0].finish_reasons)[:64]
-            inference.set(semconv.FINISH_REASONS, reasons or None)
-        elif not outputs and generation.steps:
-            # A loop of the class's own may return anything: what can be trusted are its steps, exact for one row.
-            rows = inference.rows_max or 1
-            inference.add_output(generation.steps * rows, rows == 1)
+        if generation.read_later is not None and len(generation.outputs) == 1 and semconv.TASK in inference.attributes:
+            return  # the pipeline brings the ids to the host anyway, and counts then
+        count_output(inference, generation)
     except Exception:  # noqa: BLE001
         faults.note("generation.count")
+
+
+def count_output(inference: Inference, generation: Generation) -> None:
+    """Add to the inference what its generation has returned since the last time."""
+    outputs, generation.outputs = generation.outputs, []
+    for output in outputs:
+        inference.add_output(output.tokens, output.exact)
+    if len(outputs) == 1:  # of several segments, nobody knows here which make one sequence
+        known = inference.attributes.get(semconv.FINISH_REASONS, ())
+        reasons = (*known, *outputs[0].finish_reasons)[:64]
+        inference.set(semconv.FINISH_REASONS, reasons or None)
+    elif not outputs and generation.steps:
+        # A loop of the class's own may return anything: what can be trusted are its steps, exact for one row.
+        rows = inference.rows_max or 1
+        inference.add_output(generation.steps * rows, rows == 1)
 
 
 def _special_ids(model: Any, kwargs: dict[str, Any]) -> tuple[frozenset[int], int | None]:

@@ -59,6 +59,8 @@ def _install_compiled(module: ModuleType, patches: Patches) -> None:
         def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
             if is_compiling():
                 return original(self, *args, **kwargs)
+            if getattr(getattr(self, "dynamo_ctx", None), "export", False):  # torch 2.4's export calls to trace
+                return _run_muted(original, self, args, kwargs)
             active = scope.ACTIVE.get()
             model = getattr(self, "_orig_mod", None)
             modeling = sys.modules.get("transformers.modeling_utils")
@@ -120,6 +122,14 @@ def _run(
         scope.close(inference, error)
 
 
+def _run_muted(original: Callable[..., Any], compiled: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    token = scope.ACTIVE.set(scope.MUTED)
+    try:
+        return original(compiled, *args, **kwargs)
+    finally:
+        scope.ACTIVE.reset(token)
+
+
 def _run_in(inference: Inference, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """A forward that is a phase of an ``inference()`` block."""
     phase = inference.begin(semconv.FORWARD)
@@ -128,7 +138,7 @@ def _run_in(inference: Inference, function: Callable[..., Any], args: tuple[Any,
     try:
         return function(*args, **kwargs)
     except BaseException as error:
-        phase.error = type_name(error)
+        phase.error = None if scope.is_cancellation(error) else type_name(error)
         raise
     finally:
         scope.ACTIVE.reset(token)

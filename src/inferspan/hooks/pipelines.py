@@ -16,12 +16,13 @@ from __future__ import annotations
 
 import inspect
 import weakref
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from time import perf_counter_ns
 from types import ModuleType
 from typing import Any
 
 from inferspan import faults, semconv
+from inferspan.hooks.generation import count_output
 from inferspan.hooks.patches import Patches
 from inferspan.inference import content, scope
 from inferspan.inference.error import type_name
@@ -234,7 +235,9 @@ def _forward(original: Callable[..., Any]) -> Callable[..., Any]:
         if phase is None:
             return original(self, *args, **kwargs)
         _note_batch(phase, self, args[0] if args else kwargs.get("model_inputs"))
-        return _run(phase, original, self, *args, **kwargs)
+        result = _run(phase, original, self, *args, **kwargs)
+        _note_generated(phase, result)
+        return result
 
     return forward
 
@@ -254,6 +257,20 @@ def _note_batch(phase: Phase, pipeline: Any, inputs: Any) -> None:
             inference.set(semconv.DEVICE, None if device is None else str(device))
     except Exception:  # noqa: BLE001
         faults.note("pipelines.batch")
+
+
+def _note_generated(phase: Phase, result: Any) -> None:
+    """Generated tokens that could not be counted on a GPU: the pipeline has brought its ids to the host now."""
+    generation = phase.generation
+    if generation is None or generation.read_later is None or not generation.outputs or phase.inference is None:
+        return
+    try:
+        if isinstance(result, Mapping):
+            found = map(generation.read_later, (result.get(name) for name in ("generated_sequence", "output_ids")))
+            generation.outputs = [next((output for output in found if output is not None), generation.outputs[0])]
+        count_output(phase.inference, generation)
+    except Exception:  # noqa: BLE001
+        faults.note("pipelines.generated")
 
 
 def _postprocess(original: Callable[..., Any]) -> Callable[..., Any]:

@@ -29,7 +29,7 @@ class ModelFacts:
     where the model came another way.
     """
 
-    __slots__ = ("cold", "end_ids", "load_ns", "name", "pad_id", "provider", "revision", "start_attributes")
+    __slots__ = ("cold", "load_ns", "name", "provider", "revision", "start_attributes")
 
     def __init__(self, name: str, provider: str | None = None) -> None:
         self.name = name
@@ -37,8 +37,6 @@ class ModelFacts:
         self.revision: str | None = None
         self.cold = True
         self.load_ns: int | None = None
-        self.end_ids: frozenset[int] | None = None
-        self.pad_id: int | None = None
         self.start_attributes: dict[str, dict[str, str]] = {}
 
     def attributes_for(self, operation: str) -> Mapping[str, str]:
@@ -112,20 +110,7 @@ def _read(model: Any, local_name: str) -> ModelFacts:
     is_huggingface = any(base.__module__.partition(".")[0] == "transformers" for base in type(model).__mro__)
     facts = ModelFacts(name, semconv.HUGGINGFACE if is_huggingface else None)
     facts.revision = revision or _text(getattr(config, "_commit_hash", None))
-    facts.end_ids, facts.pad_id = special_ids(getattr(model, "generation_config", None))
     return facts
-
-
-def special_ids(generation_config: Any) -> tuple[frozenset[int] | None, int | None]:
-    """End-of-sequence ids and padding id of a generation configuration; ``None`` where it does not say.
-
-    A padding id that is also an end id tells nothing about padding, and is left out.
-    """
-    end = id_set(getattr(generation_config, "eos_token_id", None))
-    pad = getattr(generation_config, "pad_token_id", None)
-    if not isinstance(pad, int) or (end is not None and pad in end):
-        pad = None
-    return end, pad
 
 
 def id_set(value: Any) -> frozenset[int] | None:

@@ -10,9 +10,11 @@ With assisted decoding one step yields one or more tokens: steps are counted her
 from __future__ import annotations
 
 from time import perf_counter_ns
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from inferspan.measure.tokens import Output
 
 _KEPT_MAX = 1024
@@ -20,7 +22,7 @@ _KEPT_MAX = 1024
 
 class Generation:
     """Steps of one generation, of one decoding loop or of several after each other. Times are ``perf_counter_ns``
-    readings, ``outputs`` what each loop returned.
+    readings, ``outputs`` what each loop returned; ``read_later`` counts the last of them anew once it is on the host.
 
     ``in_loop`` tells a call that is the generation itself (Whisper's ``generate`` calls the general one for each
     segment, Blip's that of its language model) from one inside a step of it (a draft model), which must not count.
@@ -34,6 +36,7 @@ class Generation:
         self.steps = 0
         self.intervals_ns: list[int] = []
         self.outputs: list[Output] = []
+        self.read_later: Callable[[Any], Output | None] | None = None
         self.in_loop = False
         self._stride = 1
         self._last_ns = 0

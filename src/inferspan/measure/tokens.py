@@ -9,6 +9,7 @@ This is not a tokenizer: text is never looked at.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -88,19 +89,19 @@ def begins_with(ids: Any, start: Any) -> bool:
 def read_output(
     ids: Any, prompt_length: int, end_ids: frozenset[int], limit: int | None, pad_id: int | None = None
 ) -> Output | None:
-    """Tokens in ``generate()``'s sequences, shape ``(rows, prompt_length + steps)``.
+    """Tokens in ``generate()``'s sequences, shape ``(rows, prompt_length + steps)``, or ``(prompts, choices, …)``.
 
     Rows that ended early are told apart only on the host. One row needs no look: the loop ends when it does.
     ``pad_id`` is given where a row may end by something else than an end-of-sequence token: what pads it tells where.
     """
-    if not _is_tensor(ids) or len(ids.shape) != 2:
+    if not _is_tensor(ids) or len(ids.shape) not in (2, 3) or getattr(ids.dtype, "is_floating_point", True):
         return None
-    rows, length = int(ids.shape[0]), int(ids.shape[1]) - prompt_length
+    rows, length = math.prod(ids.shape[:-1]), int(ids.shape[-1]) - prompt_length
     if length < 0:
         return None
     array = _host_array(ids)
     if array is not None:
-        return _count_rows(array[:, prompt_length:], end_ids, limit, pad_id)
+        return _count_rows(array.reshape(rows, -1)[:, prompt_length:], end_ids, limit, pad_id)
     if rows == 1:
         reasons = ("stop",) if limit is not None and length < limit else ()
         return Output(length, True, reasons, length)

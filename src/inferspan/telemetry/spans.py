@@ -97,6 +97,8 @@ def _tell_phase(tracer: Tracer, phase: Phase, context: Context | None, offset_ns
 def _tell_generation(tracer: Tracer, generation: Generation, phase: Phase, context: Context, offset_ns: int) -> None:
     end_ns = generation.end_ns or phase.end_ns
     first_ns = generation.first_token_ns
+    if first_ns is None and phase.error is None:
+        return  # a decoding loop of the program's own that never asks whether to go on: nothing tells its steps
     prefill = tracer.start_span(semconv.PREFILL, context, SpanKind.INTERNAL, start_time=generation.start_ns + offset_ns)
     failed_in_prefill = first_ns is None and phase.error is not None
     if failed_in_prefill and phase.error is not None:

@@ -1,0 +1,349 @@
+"""True token counts of ``generate()``: padding is not read, and what stands behind a row's end is not generated."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
+
+from support import tiny
+from support.recorder import Recorder
+
+PAD, EOS, OTHER_END = 0, 2, 3
+PADDED = torch.tensor([[PAD, PAD, 10, 20], [30, 40, 50, 60]])
+MASK = torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1]])
+
+READ = ("gen_ai.usage.input_tokens", "inferspan.padding.ratio", "inferspan.usage.input_tokens.exact")
+WRITTEN = (
+    "gen_ai.usage.output_tokens",
+    "gen_ai.response.finish_reasons",
+    "inferspan.usage.output_tokens.exact",
+)
+
+
+class Script(LogitsProcessor):
+    """Has each row generate what is written for it."""
+
+    def __init__(self, *rows: list[int], prompt: int = 4) -> None:
+        self.rows, self.prompt = rows, prompt
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        step = input_ids.shape[1] - self.prompt
+        written = torch.full_like(scores, -torch.inf)
+        for row in range(len(scores)):
+            written[row, self.rows[row][min(step, len(self.rows[row]) - 1)]] = 0.0
+        return written
+
+
+class Until(StoppingCriteria):
+    """Ends a row with the token 99."""
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        return input_ids[:, -1] == 99
+
+
+def generate(model: Any, *rows: list[int], prompt: int = 4, inputs: torch.Tensor = PADDED, **kwargs: Any) -> Any:
+    script = LogitsProcessorList([Script(*rows, prompt=prompt)])
+    return model.generate(inputs, logits_processor=script, **kwargs)
+
+
+def facts(recorder: Recorder, names: tuple[str, ...]) -> dict[str, Any]:
+    found = recorder.attributes("text_completion")
+    return {name: found[name] for name in names if name in found}
+
+
+# -- what is read ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "expected"),
+    [
+        pytest.param(
+            {"attention_mask": MASK},
+            {"gen_ai.usage.input_tokens": 6, "inferspan.padding.ratio": 0.25},
+            id="attention-mask",
+        ),
+        pytest.param(
+            {}, {"gen_ai.usage.input_tokens": 6, "inferspan.padding.ratio": 0.25}, id="padding-id-of-the-model"
+        ),
+        pytest.param(
+            {"pad_token_id": 30},
+            {"gen_ai.usage.input_tokens": 7, "inferspan.padding.ratio": 0.125},
+            id="padding-id-of-the-call",
+        ),
+        pytest.param(
+            {"generation_config": transformers.GenerationConfig(pad_token_id=30, eos_token_id=EOS, max_new_tokens=3)},
+            {"gen_ai.usage.input_tokens": 7, "inferspan.padding.ratio": 0.125},
+            id="padding-id-of-the-configuration",
+        ),
+        pytest.param({"pad_token_id": EOS}, {"gen_ai.usage.input_tokens": 8}, id="padding-id-that-ends-too"),
+        pytest.param(
+            {"attention_mask": torch.ones_like(MASK)}, {"gen_ai.usage.input_tokens": 8}, id="mask-without-padding"
+        ),
+    ],
+)
+def test_generate_padded_batch_counts_what_is_read(
+    kwargs: dict[str, Any], expected: dict[str, Any], recorder: Recorder
+) -> None:
+    generate(tiny.causal_lm(), [7], [8], **{"max_new_tokens": 3, **kwargs})
+    assert facts(recorder, READ) == expected
+
+
+def test_generate_padding_id_set_after_loading_is_the_one_in_force(recorder: Recorder) -> None:
+    model = tiny.causal_lm()
+    generate(model, [7], [8], max_new_tokens=3)
+    model.generation_config.pad_token_id = 30
+    recorder.clear()
+    generate(model, [7], [8], max_new_tokens=3)
+    assert facts(recorder, READ) == {"gen_ai.usage.input_tokens": 7, "inferspan.padding.ratio": 0.125}
+
+
+def test_generate_encoder_decoder_counts_what_the_encoder_reads(recorder: Recorder) -> None:
+    inputs = torch.tensor([[10, 20, EOS, PAD], [30, 40, 50, EOS]])
+    mask = torch.tensor([[1, 1, 1, 0], [1, 1, 1, 1]])
+    generate(tiny.seq2seq_lm(), [7], [8], inputs=inputs, prompt=1, attention_mask=mask, max_new_tokens=3)
+    assert facts(recorder, READ) == {"gen_ai.usage.input_tokens": 7, "inferspan.padding.ratio": 0.125}
+
+
+# -- what is generated ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("rows", "kwargs", "tokens", "reasons", "steps"),
+    [
+        pytest.param(([7], [8]), {}, 12, ("length", "length"), 5, id="none-ends"),
+        pytest.param(([7, EOS], [8]), {}, 8, ("stop", "length"), 5, id="one-ends-early"),
+        pytest.param(([7, EOS], [8, 8, 8, EOS]), {}, 6, ("stop", "stop"), 3, id="both-end-early"),
+        pytest.param(([EOS], [EOS]), {}, 2, ("stop", "stop"), 0, id="both-end-at-once"),
+        pytest.param(([7, EOS], [8]), {"pad_token_id": EOS}, 8, ("stop", "length"), 5, id="padded-with-the-end"),
+        pytest.param(([7] * 5 + [EOS], [8]), {}, 12, ("stop", "length"), 5, id="ends-at-the-limit"),
+        pytest.param(
+            ([7, OTHER_END], [8, 8, EOS]), {"eos_token_id": [EOS, OTHER_END]}, 5, ("stop", "stop"), 2, id="two-ends"
+        ),
+        pytest.param(
+            ([7, OTHER_END], [8, EOS]),
+            {"eos_token_id": OTHER_END},
+            8,
+            ("stop", "length"),
+            5,
+            id="end-of-the-call",
+        ),
+        pytest.param(
+            ([7, OTHER_END], [8, EOS]),
+            {"generation_config": transformers.GenerationConfig(eos_token_id=OTHER_END, pad_token_id=PAD)},
+            8,
+            ("stop", "length"),
+            5,
+            id="end-of-the-configuration",
+        ),
+        pytest.param(
+            ([7, 99], [8, 8, 8, 99]),
+            {"stopping_criteria": StoppingCriteriaList([Until()])},
+            6,
+            ("stop", "stop"),
+            3,
+            id="both-end-by-a-criterion",
+        ),
+        pytest.param(
+            ([7, 99], [8]),
+            {"stopping_criteria": StoppingCriteriaList([Until()])},
+            8,
+            ("stop", "length"),
+            5,
+            id="one-ends-by-a-criterion",
+        ),
+    ],
+)
+def test_generate_batch_counts_each_row_to_its_end(
+    rows: tuple[list[int], ...],
+    kwargs: dict[str, Any],
+    tokens: int,
+    reasons: tuple[str, ...],
+    steps: int,
+    recorder: Recorder,
+) -> None:
+    generate(tiny.causal_lm(), *rows, max_new_tokens=6, **kwargs)
+    assert facts(recorder, WRITTEN) == {
+        "gen_ai.usage.output_tokens": tokens,
+        "gen_ai.response.finish_reasons": reasons,
+    }
+    if steps:
+        assert recorder.attributes("decode") == {"inferspan.decode.steps": steps}
+    else:
+        assert recorder.trees() == [("text_completion LlamaForCausalLM", ("forward", "prefill"))]
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "tokens", "reason"),
+    [
+        pytest.param({"max_length": 10}, 6, "length", id="max-length"),
+        pytest.param({"max_length": 10, "eos_token_id": 7}, 1, "stop", id="max-length-not-reached"),
+        pytest.param(
+            {"max_length": 10, "stopping_criteria": StoppingCriteriaList([Until()])},
+            3,
+            "stop",
+            id="criterion-before-max-length",
+        ),
+        pytest.param({"generation_config": transformers.GenerationConfig(max_new_tokens=4)}, 4, "length", id="config"),
+    ],
+)
+def test_generate_one_row_says_why_it_ended(
+    kwargs: dict[str, Any], tokens: int, reason: str, recorder: Recorder
+) -> None:
+    generate(tiny.causal_lm(), [7, 7, 99, 7], inputs=PADDED[1:], **kwargs)
+    assert facts(recorder, WRITTEN) == {
+        "gen_ai.usage.output_tokens": tokens,
+        "gen_ai.response.finish_reasons": (reason,),
+    }
+
+
+def test_generate_end_id_set_after_loading_is_the_one_in_force(recorder: Recorder) -> None:
+    model = tiny.causal_lm()
+    generate(model, [7, OTHER_END], [8, EOS], max_new_tokens=6)
+    model.generation_config.eos_token_id = OTHER_END
+    recorder.clear()
+    generate(model, [7, OTHER_END], [8, EOS], max_new_tokens=6)
+    assert facts(recorder, WRITTEN) == {
+        "gen_ai.usage.output_tokens": 8,
+        "gen_ai.response.finish_reasons": ("stop", "length"),
+    }
+
+
+def test_generate_encoder_decoder_counts_each_row_to_its_end(recorder: Recorder) -> None:
+    generate(tiny.seq2seq_lm(), [7, EOS], [8], prompt=1, max_new_tokens=6)
+    assert facts(recorder, WRITTEN) == {
+        "gen_ai.usage.output_tokens": 8,
+        "gen_ai.response.finish_reasons": ("stop", "length"),
+    }
+
+
+def test_generate_beams_that_end_are_counted_to_their_end(recorder: Recorder) -> None:
+    model = tiny.causal_lm()
+    ends = [
+        int(model.generate(row[None], max_new_tokens=6)[0, index]) for row, index in zip(PADDED, (5, 8), strict=True)
+    ]
+    recorder.clear()
+    result = model.generate(PADDED, attention_mask=MASK, max_new_tokens=6, num_beams=3, eos_token_id=ends)
+    found = recorder.attributes("text_completion")
+    lengths = [until(row, ends) for row in result[:, 4:].tolist()]
+    assert found["gen_ai.usage.output_tokens"] == sum(lengths)
+    assert len(found["gen_ai.response.finish_reasons"]) == 2
+
+
+def until(row: list[int], ends: list[int]) -> int:
+    return next((index + 1 for index, token in enumerate(row) if token in ends), len(row))
+
+
+def test_generate_stop_string_ends_each_row(recorder: Recorder) -> None:
+    tokenizer = tiny.text_tokenizer()
+    stop = tokenizer.encode("cat", add_special_tokens=False)
+    rows = ([7, *stop], [8])
+    generate(tiny.causal_lm(), *rows, max_new_tokens=8, stop_strings="cat", tokenizer=tokenizer)
+    assert facts(recorder, (*WRITTEN, "gen_ai.request.stop_sequences")) == {
+        "gen_ai.usage.output_tokens": 1 + len(stop) + 8,
+        "gen_ai.response.finish_reasons": ("stop", "length"),
+    }
+
+
+@pytest.mark.parametrize(
+    "stop_strings",
+    [pytest.param("cat", id="one"), pytest.param(["cat"], id="list")],
+)
+def test_generate_stop_strings_are_content(stop_strings: Any, bare_recorder: Recorder) -> None:
+    bare_recorder.instrument(capture_content="SPAN_ONLY")
+    tokenizer = tiny.text_tokenizer()
+    tiny.causal_lm().generate(PADDED, max_new_tokens=2, stop_strings=stop_strings, tokenizer=tokenizer)
+    assert facts(bare_recorder, ("gen_ai.request.stop_sequences",)) == {"gen_ai.request.stop_sequences": ("cat",)}
+
+
+# -- a generate of the class's own -----------------------------------------------------------------------------------
+
+
+def override(base: type) -> type:
+    class WithPrefix(base):  # type: ignore[misc]
+        """Puts two tokens before every prompt."""
+
+        def generate(self, inputs: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+            prefix = torch.tensor([[5, 6]]).expand(len(inputs), 2)
+            return super().generate(torch.cat([prefix, inputs], dim=1), **kwargs)
+
+    return WithPrefix
+
+
+def test_generate_overridden_counts_what_the_general_one_returns(recorder: Recorder) -> None:
+    model = tiny.seeded(lambda: override(transformers.LlamaForCausalLM)(tiny.llama_config()))
+    generate(model, [7, EOS], [8], prompt=6, max_new_tokens=6)
+    assert recorder.trees() == [("text_completion WithPrefix", ("forward", "prefill", "decode"))]
+    assert facts(recorder, WRITTEN) == {
+        "gen_ai.usage.output_tokens": 8,
+        "gen_ai.response.finish_reasons": ("stop", "length"),
+    }
+
+
+class Wrapper(transformers.PreTrainedModel):
+    """Has a language model inside, and a ``generate`` that ends in its."""
+
+    config_class = transformers.LlamaConfig
+
+    def __init__(self, config: transformers.LlamaConfig, inner: Callable[..., Any]) -> None:
+        super().__init__(config)
+        self.language_model = inner(config)
+
+    def generate(self, images: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        embeddings = self.language_model.get_input_embeddings()(PADDED)
+        return self.language_model.generate(inputs_embeds=embeddings, **kwargs)
+
+
+def test_generate_of_a_language_model_inside_is_the_generation(recorder: Recorder) -> None:
+    model = tiny.seeded(lambda: Wrapper(tiny.llama_config(), transformers.LlamaForCausalLM))
+    generate(model, [7, EOS], [8], prompt=0, inputs=torch.zeros(2, 3, 8, 8), max_new_tokens=6)
+    assert recorder.trees() == [("text_completion Wrapper", ("forward", "prefill", "decode"))]
+    assert facts(recorder, (*WRITTEN, "inferspan.batch.size")) == {
+        "gen_ai.usage.output_tokens": 8,
+        "gen_ai.response.finish_reasons": ("stop", "length"),
+        "inferspan.batch.size": 2,
+    }
+    assert recorder.attributes("decode") == {"inferspan.decode.steps": 5}
+
+
+def test_pipeline_batch_on_a_gpu_is_counted_when_its_ids_come_to_the_host(
+    recorder: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While ``generate`` returns, its ids are made to look as if they were on a GPU."""
+    from inferspan import semconv
+    from inferspan.inference import scope
+    from inferspan.measure import tokens
+
+    tokenizer, model = tiny.text_tokenizer(), tiny.causal_lm()
+    on_host = tokens._host_array
+    on_gpu = []
+
+    def host_array(tensor: Any) -> Any:
+        active = scope.ACTIVE.get()
+        if getattr(active, "generation", None) is not None and active.is_phase:
+            on_gpu.append(tensor.shape)
+            return None
+        return on_host(tensor)
+
+    texts = ["the cat", "once upon a time there was"]
+    first = model.generate(**tokenizer(texts[0], return_tensors="pt"), max_new_tokens=5, do_sample=False)
+    end = int(first[0, -4])  # the first row ends with its second token
+    pipe = transformers.pipeline("text-generation", model=model, tokenizer=tokenizer)
+    recorder.clear()
+    monkeypatch.setattr(tokens, "_host_array", host_array)
+    outputs = pipe(texts, batch_size=2, max_new_tokens=5, do_sample=False, eos_token_id=end, return_tensors=True)
+    rows = [output[0]["generated_token_ids"] for output in outputs]
+    assert on_gpu
+    attributes = recorder.span("text_completion").attributes
+    width = len(rows[0]) - 5
+    assert semconv.OUTPUT_TOKENS_EXACT not in attributes
+    expected = 0
+    for row in rows:
+        new = row[width:]
+        expected += new.index(end) + 1 if end in new else len(new)
+    assert attributes[semconv.OUTPUT_TOKENS] == expected < 10
+    assert attributes[semconv.FINISH_REASONS] == tuple("stop" if end in row[width:] else "length" for row in rows)
