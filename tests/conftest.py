@@ -9,10 +9,10 @@ from collections.abc import Iterator
 os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false")
 
 import pytest
-from support.recorder import Recorder
 
 import inferspan
 from inferspan import faults
+from support.recorder import Recorder
 
 
 @pytest.fixture(autouse=True)

@@ -54,9 +54,7 @@ class Recorder:
         self.tracer = self.tracer_provider.get_tracer("test")
 
     def instrument(self, **settings: Any) -> None:
-        inferspan.instrument(
-            tracer_provider=self.tracer_provider, meter_provider=self.meter_provider, **settings
-        )
+        inferspan.instrument(tracer_provider=self.tracer_provider, meter_provider=self.meter_provider, **settings)
 
     def close(self) -> None:
         from inferspan.instrumentors import InferspanInstrumentor

@@ -69,7 +69,7 @@ def test_entry_points(project: dict[str, Any]) -> None:
     assert project["entry-points"] == {
         "opentelemetry_instrumentor": {"inferspan": "inferspan.instrumentors:InferspanInstrumentor"},
         "opentelemetry_environment_variables": {"inferspan": "inferspan.environment_variables"},
-        "opentelemetry_traces_exporter": {"inferspan_console": "inferspan.telemetry.console:WaterfallSpanExporter"},
+        "opentelemetry_traces_exporter": {"inferspan_console": "inferspan.cli.waterfall:WaterfallSpanExporter"},
         "opentelemetry_id_generator": {"inferspan": "inferspan.telemetry.ids:IndependentIdGenerator"},
     }
 

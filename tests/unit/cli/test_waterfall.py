@@ -18,8 +18,8 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExportResult
 from opentelemetry.trace import SpanContext, Status, StatusCode, TraceFlags, set_span_in_context
 
 from inferspan import faults, semconv
-from inferspan.cli.waterfall import WaterfallSpanExporter
 from inferspan.cli import waterfall
+from inferspan.cli.waterfall import WaterfallSpanExporter
 
 TRACE = 0x4BF92F3577B34DA6A3CE929D0E0E4736
 OTHER_TRACE = 0x0AF7651916CD43DD8448EB211C80319C

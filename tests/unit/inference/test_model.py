@@ -19,7 +19,6 @@ from inferspan.inference.model import (
     facts_of,
     forget,
     id_set,
-    special_ids,
 )
 
 REVISION = "607a30d783dfa663caf39e06633721c8d4cfcd7e"
@@ -244,20 +243,6 @@ def test_describe_of_a_method_that_means_something_else_leaves_it_out(monkeypatc
 
     assert describe(model, ModelFacts("x")) == {"inferspan.model.class": "Net"}
     assert faults.counts() == {"model.num_parameters": 1}
-
-
-@pytest.mark.parametrize(
-    ("config", "expected"),
-    [
-        pytest.param({"eos_token_id": 2, "pad_token_id": 0}, (frozenset({2}), 0), id="both"),
-        pytest.param({"eos_token_id": [2, 3], "pad_token_id": 2}, (frozenset({2, 3}), None), id="pad is an end"),
-        pytest.param({"eos_token_id": None, "pad_token_id": 1}, (None, 1), id="no end"),
-        pytest.param({"eos_token_id": -1, "pad_token_id": None}, (frozenset(), None), id="end switched off"),
-        pytest.param({}, (None, None), id="nothing"),
-    ],
-)
-def test_special_ids_of_a_generation_configuration(config: dict[str, Any], expected: Any) -> None:
-    assert special_ids(SimpleNamespace(**config)) == expected
 
 
 @pytest.mark.parametrize(

@@ -205,6 +205,13 @@ def test_read_output_with_a_padding_id_counts_to_where_a_row_was_stopped() -> No
     assert read_output(ids, 2, frozenset(), 4, PAD) == Output(8, True, ("stop", "stop", "length"), 4)
 
 
+def test_read_output_of_several_choices_for_each_prompt_counts_each() -> None:
+    ids = sequences([5, END, PAD], [5, 6, END], [5, 6, 7], [END, PAD, PAD]).reshape(2, 2, 5)
+
+    assert read_output(ids, 2, frozenset({END}), 3) == Output(9, True, ("stop", "stop", "length", "stop"), 3)
+    assert read_output(away(ids), 2, frozenset({END}), 3) == Output(12, False, (), 3)
+
+
 def test_read_output_of_many_rows_has_a_bounded_number_of_reasons() -> None:
     output = read_output(sequences(*[[5, END]] * 100), 2, frozenset({END}), 2)
 
@@ -216,7 +223,8 @@ def test_read_output_of_many_rows_has_a_bounded_number_of_reasons() -> None:
     [
         pytest.param(torch.tensor([1, 2, 3]), id="one dimension"),
         pytest.param(torch.ones(2, 1).long(), id="shorter than the prompt"),
-        pytest.param(torch.ones(2, 3, 4), id="three dimensions"),
+        pytest.param(torch.ones(2, 4), id="no ids"),
+        pytest.param(torch.ones(1, 2, 3, 4).long(), id="four dimensions"),
         pytest.param([[1, 2, 3]], id="list"),
         pytest.param("text", id="text"),
         pytest.param(None, id="none"),

@@ -214,12 +214,12 @@ def test_generation_of_one_token_has_no_decode(sdk: Sdk) -> None:
     }
 
 
-def test_generation_without_a_clock_is_prefill_alone(sdk: Sdk) -> None:
+def test_generation_without_a_clock_has_no_parts(sdk: Sdk) -> None:
     record = inference()
     phase(record, "forward", 0, 20).generation = generation(1, end_ms=None)
     sdk.tell(record)
 
-    assert sdk.timeline()["prefill"] == ("forward", 1, 20)
+    assert sdk.timeline() == {"forward": ("chat", 0, 20), "chat": (None, 0, 100)}
 
 
 @pytest.mark.parametrize(
