@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 
 # Before anything imports a library that reads them.
@@ -54,3 +55,10 @@ def uninstrumented_afterwards() -> Iterator[None]:
 
     if InferspanInstrumentor().is_instrumented_by_opentelemetry:
         inferspan.uninstrument()
+
+
+def pytest_sessionfinish() -> None:
+    """Tensors that DataLoader workers shared: freed while torch is whole, or it complains of each at exit."""
+    reductions = sys.modules.get("torch.multiprocessing.reductions")
+    if reductions is not None:
+        reductions.shared_cache.clear()
