@@ -443,3 +443,15 @@ def test_generate_whisper_batch_counts_every_row(bare_recorder: Recorder) -> Non
         "gen_ai.response.finish_reasons": ("length", "length"),
         "inferspan.batch.size": 2,
     }
+
+
+def test_generate_with_a_configuration_tells_what_the_caller_set_in_it(recorder: Recorder) -> None:
+    settings = transformers.GenerationConfig(max_new_tokens=2, num_beams=2, repetition_penalty=1.5)
+    tiny.causal_lm().generate(ONE, generation_config=settings)
+    attributes = recorder.attributes("text_completion")
+    assert {name: value for name, value in attributes.items() if "request" in name} == {
+        "gen_ai.request.model": "LlamaForCausalLM",
+        "gen_ai.request.max_tokens": 2,
+        "inferspan.request.num_beams": 2,
+        "inferspan.request.repetition_penalty": 1.5,
+    }

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from time import perf_counter_ns
 from types import ModuleType
 from typing import Any
@@ -233,7 +233,7 @@ def _note_settings(inference: Inference, model: Any, kwargs: dict[str, Any]) -> 
     # a pipeline always passes a configuration, mostly the model's own
     config = None if semconv.TASK in inference.attributes else kwargs.get("generation_config")
     for name, (attribute, kind) in _PASSED.items():
-        value = kwargs.get(name, getattr(config, name, None))
+        value = kwargs[name] if name in kwargs else _set_in(config, name)
         if isinstance(value, _TAKEN[kind]):
             inference.set(attribute, kind(value))
     choices = kwargs.get("num_return_sequences")
@@ -248,6 +248,17 @@ def _note_settings(inference: Inference, model: Any, kwargs: dict[str, Any]) -> 
     settings = scope.settings()
     if stops is not None and settings is not None and settings.content_on_spans:
         inference.set(semconv.STOP_SEQUENCES, [stops] if isinstance(stops, str) else list(stops))
+
+
+def _set_in(config: Any, name: str) -> Any:
+    """What the caller has set in a configuration; 4.57 fills in the rest with defaults."""
+    value = getattr(config, name, None)
+    return None if config is None or value == getattr(_default_of(type(config)), name, None) else value
+
+
+@cache
+def _default_of(config_class: Any) -> Any:
+    return config_class()
 
 
 def _note_batch(phase: Phase, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

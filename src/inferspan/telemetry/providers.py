@@ -80,8 +80,11 @@ class Providers:
             self._given_meter_provider or metrics.get_meter_provider(),
         ):
             force_flush = getattr(provider, "force_flush", None)
-            if force_flush is not None:
-                done = force_flush(int(timeout_s * 1000)) is not False and done
+            try:
+                if force_flush is not None and force_flush(int(timeout_s * 1000)) is False:
+                    done = False
+            except Exception:  # noqa: BLE001 - what a reader or exporter of the program's raises
+                done = False
         return done
 
     def release(self) -> None:
