@@ -108,7 +108,7 @@ def _seconds(text: str) -> float:
 
 
 def _opted_in(text: str) -> bool:
-    return LATEST in {word.strip() for word in text.split(",")}
+    return text.strip().lower() == "true" or LATEST in {word.strip() for word in text.split(",")}
 
 
 # fmt: off

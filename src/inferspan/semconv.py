@@ -173,7 +173,8 @@ PHASE_CALLS = _attribute("inferspan.phase.calls", "int", "Calls that this one sp
     absent="one call")
 PHASE_TIME = _attribute("inferspan.phase.time", "double",
     "Sum of the calls' own times, where one span stands for several", unit="s", absent="one call")
-COLD = _attribute("inferspan.cold", "boolean", "true on the first inference of a model instance")
+COLD = _attribute("inferspan.cold", "boolean", "true on the first inference of a model instance",
+    absent="the instance is not known")
 LAZY = _attribute("inferspan.lazy", "boolean",
     "true where the result is consumed lazily: the span lasts until the last item",
     absent="the result is complete when the call returns")

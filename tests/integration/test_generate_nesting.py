@@ -250,3 +250,12 @@ def test_loop_by_hand_inside_a_phase_is_that_phase(recorder: Recorder) -> None:
     with inferspan.inference("answer", model=model) as answer, answer.phase("decode by hand"):
         greedy(model, IDS)
     assert recorder.trees() == [("answer", "decode by hand")]
+
+
+def test_block_that_says_its_tokens_wins_over_what_hooks_count_later(recorder: Recorder) -> None:
+    with inferspan.inference("answer") as block:
+        block.set_tokens(input=100, output=200)
+        tiny.causal_lm().generate(IDS, max_new_tokens=2)
+    attributes = recorder.attributes("answer")
+    assert attributes["gen_ai.usage.input_tokens"] == 100
+    assert attributes["gen_ai.usage.output_tokens"] == 200

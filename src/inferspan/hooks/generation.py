@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from functools import cache, partial
+from functools import partial
 from time import perf_counter_ns
 from types import ModuleType
 from typing import Any
@@ -250,15 +250,18 @@ def _note_settings(inference: Inference, model: Any, kwargs: dict[str, Any]) -> 
         inference.set(semconv.STOP_SEQUENCES, [stops] if isinstance(stops, str) else list(stops))
 
 
+_default_configs: dict[type, Any] = {}
+
+
 def _set_in(config: Any, name: str) -> Any:
     """What the caller has set in a configuration; 4.57 fills in the rest with defaults."""
+    if config is None:
+        return None
+    default = _default_configs.get(type(config))
+    if default is None:
+        default = _default_configs[type(config)] = type(config)()
     value = getattr(config, name, None)
-    return None if config is None or value == getattr(_default_of(type(config)), name, None) else value
-
-
-@cache
-def _default_of(config_class: Any) -> Any:
-    return config_class()
+    return None if value == getattr(default, name, None) else value
 
 
 def _note_batch(phase: Phase, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

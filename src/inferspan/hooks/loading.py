@@ -55,7 +55,7 @@ def _open(cls: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Inference 
         name, revision = display_name("" if source is None else str(source), cls.__name__, settings.local_model_name)
         facts = ModelFacts(name, semconv.HUGGINGFACE)
         facts.revision = revision
-        facts.cold = False
+        facts.cold = None
         inference = scope.open_inference(semconv.LOAD_OPERATION, facts)
         if inference is not None:
             inference.single_span = True

@@ -29,24 +29,21 @@ class InferenceBlock:
         self._operation = operation or name
         self._inference: Inference | None = None
         self._entered: scope.Entered | None = None
+        self._told: dict[str, int] = {}
 
     def phase(self, name: str) -> PhaseBlock:
         """A phase of this inference: ``with block.phase("tokenize"): ...``, sync or async."""
         return PhaseBlock(name)
 
     def set_tokens(self, *, input: int | None = None, output: int | None = None) -> None:  # noqa: A002
-        """Tokens read and generated, in place of what the hooks counted."""
-        if self._inference is not None:
-            if input is not None:
-                self._inference.input_tokens, self._inference.input_exact = int(input), True
-            if output is not None:
-                self._inference.output_tokens, self._inference.output_exact = int(output), True
+        """Tokens read and generated, in place of what the hooks count."""
+        self._told.update(
+            {name: int(count) for name, count in (("input", input), ("output", output)) if count is not None}
+        )
 
     def set_batch_size(self, rows: int) -> None:
-        """Rows of the batch, in place of what the hooks saw."""
-        if self._inference is not None:
-            self._inference.batch_rows = [int(rows)]
-            self._inference.rows_max = int(rows)
+        """Rows of the batch, in place of what the hooks see."""
+        self._told["rows"] = int(rows)
 
     def set_attribute(self, name: str, value: AttributeValue) -> None:
         """An attribute of the root span. It is the program's own, and its privacy too."""
@@ -75,7 +72,17 @@ class InferenceBlock:
         self._inference = self._entered = None
         if inference is not None and entered is not None:
             scope.leave(entered)
+            self._tell(inference)
             scope.close(inference, error)
+
+    def _tell(self, inference: Inference) -> None:
+        if "input" in self._told:
+            inference.input_tokens, inference.input_exact = self._told["input"], True
+        if "output" in self._told:
+            inference.output_tokens, inference.output_exact = self._told["output"], True
+        if "rows" in self._told:
+            inference.rows_max = self._told["rows"]
+            inference.batch_rows = [inference.rows_max]
 
     async def __aenter__(self) -> InferenceBlock:
         return self.__enter__()
@@ -150,5 +157,5 @@ def _facts(model: Any) -> ModelFacts | None:
     settings = scope.settings()
     local_name = "basename" if settings is None else settings.local_model_name
     facts = ModelFacts(display_name(model, semconv.OTHER, local_name)[0])
-    facts.cold = False  # of a mere name nothing is known, so no inference of it is called cold
+    facts.cold = None
     return facts

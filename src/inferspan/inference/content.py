@@ -58,7 +58,8 @@ def system_as_json(messages: list[Message], length: int) -> str | None:
 
 
 def _part(text: str, length: int) -> dict[str, str]:
-    return {"type": "text", "content": text[:length]}
+    # half a surrogate pair is no text to OTLP, which would drop the whole attribute
+    return {"type": "text", "content": text[:length].encode("utf-8", "replace").decode()}
 
 
 def _bounded(messages: Iterator[Message]) -> Iterator[Message]:

@@ -25,8 +25,8 @@ class ModelFacts:
     """What never changes between the inferences of one model instance.
 
     ``provider`` is the value of ``gen_ai.provider.name``, if there is one.
-    ``cold`` is true until its first inference begins. ``load_ns`` is how long ``from_pretrained`` took, ``None``
-    where the model came another way.
+    ``cold`` is true until its first inference begins, ``None`` where only a name is known. ``load_ns`` is how long
+    ``from_pretrained`` took, ``None`` where the model came another way.
     """
 
     __slots__ = ("cold", "load_ns", "name", "provider", "revision", "start_attributes")
@@ -35,7 +35,7 @@ class ModelFacts:
         self.name = name
         self.provider = provider
         self.revision: str | None = None
-        self.cold = True
+        self.cold: bool | None = True
         self.load_ns: int | None = None
         self.start_attributes: dict[str, dict[str, str]] = {}
 
@@ -49,9 +49,11 @@ class ModelFacts:
             self.start_attributes[operation] = found
         return found
 
-    def take_cold(self) -> bool:
-        """True for the first caller only."""
-        was, self.cold = self.cold, False
+    def take_cold(self) -> bool | None:
+        """True for the first caller only; ``None`` where nothing tells."""
+        was = self.cold
+        if was:
+            self.cold = False
         return was
 
 
@@ -76,6 +78,7 @@ def forget(model: Any) -> None:
 
 def display_name(source: str, fallback: str, local_name: str) -> tuple[str, str | None]:
     """Name to show, and the revision if the source tells it, of a Hub id or a path."""
+    source = source.encode("utf-8", "replace").decode()  # a folder's name may be no text, and would fail its export
     snapshot = _SNAPSHOT.search(source)
     if snapshot:
         return snapshot["id"].replace("--", "/", 1)[:_NAME_MAX], snapshot["revision"]

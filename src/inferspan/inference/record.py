@@ -115,7 +115,7 @@ class Inference:
         self.output_exact = True
         self.generation: Generation | None = None
         self.items = 0
-        self.cold = False
+        self.cold: bool | None = None
         self.stream = False
         self.single_span = False
         self.busy_ns: int | None = None

@@ -113,9 +113,9 @@ def open_inference(
             name = operation if facts is None else f"{operation} {facts.name}"
         inference = Inference(name, operation, facts, sink.settings.children_max)
         inference.fork_generation = _fork_generation
-        if facts is not None and facts.cold and facts.take_cold():
-            inference.cold = True
-            if facts.load_ns is None and model is not None:
+        if facts is not None:
+            inference.cold = facts.take_cold()
+            if inference.cold and facts.load_ns is None and model is not None:
                 inference.attributes.update(describe(model, facts))
         if _memory is not None:
             inference.cpu_start_ns = cpu_time_ns()

@@ -149,8 +149,6 @@ def _root_attributes(inference: Inference, settings: Settings) -> dict[str, Any]
     if settings.content_on_spans:
         found.update(content_attributes(inference, settings))
     found.update(inference.attributes)
-    if inference.operation == semconv.LOAD_OPERATION:
-        del found[semconv.COLD]
     return {name: value for name, value in found.items() if value is not None}
 
 

@@ -52,7 +52,6 @@ def test_block_is_one_root_with_its_phases(recorder: Recorder) -> None:
     assert recorder.trees() == [("answer", "tokenize", "think", "tokenize")]
     assert recorder.attributes("answer") == {
         "gen_ai.operation.name": "answer",
-        "inferspan.cold": False,
         **PROCESS,
     }
     assert outside()
@@ -73,7 +72,6 @@ def test_block_has_what_the_program_sets(recorder: Recorder) -> None:
         "gen_ai.usage.input_tokens": 3,
         "gen_ai.usage.output_tokens": 4,
         "inferspan.batch.size": 2,
-        "inferspan.cold": False,
         "app.user": "x",
         **PROCESS,
     }
@@ -124,7 +122,7 @@ def test_block_without_process_stats_has_none(bare_recorder: Recorder) -> None:
     with inferspan.inference("answer"):
         pass
 
-    assert bare_recorder.attributes("answer") == {"gen_ai.operation.name": "answer", "inferspan.cold": False}
+    assert bare_recorder.attributes("answer") == {"gen_ai.operation.name": "answer"}
 
 
 def test_block_is_current_for_the_programs_own_spans(recorder: Recorder) -> None:
@@ -286,7 +284,6 @@ def test_block_cancelled_is_no_error(recorder: Recorder, error: BaseException) -
 
     assert recorder.attributes("answer") == {
         "gen_ai.operation.name": "answer",
-        "inferspan.cold": False,
         "inferspan.cancelled": True,
         **PROCESS,
     }

@@ -117,7 +117,6 @@ def test_inference_with_its_phases_has_all_their_times(sdk: Sdk) -> None:
     assert sdk.attributes("prefill") == {}
     assert sdk.attributes("chat") == {
         "gen_ai.operation.name": "chat",
-        "inferspan.cold": False,
         "inferspan.time_to_first_token": 0.01,
         "inferspan.time_per_output_token": 0.035,
     }
@@ -173,7 +172,7 @@ def test_inference_full_of_facts_has_them_all(sdk: Sdk) -> None:
 def test_inference_of_which_nothing_is_known_has_nothing_else(sdk: Sdk) -> None:
     sdk.tell(inference())
 
-    assert sdk.attributes("chat") == {"gen_ai.operation.name": "chat", "inferspan.cold": False}
+    assert sdk.attributes("chat") == {"gen_ai.operation.name": "chat"}
     (span,) = sdk.spans()
     assert (span.status.status_code, list(span.events)) == (StatusCode.UNSET, [])
 
