@@ -325,7 +325,7 @@ int nvmlDeviceGetFieldValues(struct device *d, int count, FieldValue *values) {
 /* -- the slow tier -- */
 int nvmlDeviceGetComputeRunningProcesses_v3(struct device *d, uint *count, ProcessInfo *infos) {
     DEVICE(d);
-    char list[1024] = "4711:1073741824,4712:none";
+    char list[1024] = "4711:1073741824,4712:none,4713:4096";
     text(d, "processes", list, sizeof list);
     uint found = 0;
     for (char *at = list; *at; at += strcspn(at, ","), at += *at == ',') {

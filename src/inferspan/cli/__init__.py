@@ -20,6 +20,7 @@ from inferspan.version import __version__
 __all__ = ["CommandError", "main", "require"]
 
 _COMMANDS = {
+    "agent": "reports the GPUs and the host of this machine over OTLP, until it is told to stop",
     "devices": "shows the GPUs of this machine",
 }
 """Name of the command, which is also that of its module, and its line in ``inferspan --help``."""

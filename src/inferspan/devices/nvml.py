@@ -435,9 +435,10 @@ class Nvml:
         key = (about, function, *(a for a in arguments if isinstance(a, int)))
         if key in self._absent:
             return None
-        self.calls += 1
+        call: Any = getattr(self._pynvml, function, None)  # an older pynvml lacks some
+        self.calls += call is not None
         try:
-            value = getattr(self._pynvml, function)(*arguments)
+            value = call(*arguments)
         except Exception as error:  # noqa: BLE001 - NVMLError, and what pynvml itself raises for an older driver
             # NVMLError is compared by its code: it cannot be hashed
             code = getattr(error, "value", 13)
