@@ -16,6 +16,7 @@ import os
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from time import monotonic
 from typing import Any
 
@@ -23,27 +24,23 @@ from inferspan import faults, semconv
 from inferspan.devices import reader as r
 from inferspan.devices.reader import Device, Reading, Sample, of
 
-_CALLS_MAX = 8
-"""Driver calls for one device and snapshot; of ``_CALLS`` those that come later are read with the standing facts."""
+_CALLS_MAX = 8  # for one device and snapshot; of _CALLS those that come later are read every _STANDING_S only
 _STANDING_S = 300.0
 _BACK_OFF_S = (1.0, 60.0)
 _PROCESSES_MAX = 32
 _XIDS_MAX = 64
 _ALL_LINKS = 0xFFFFFFFF
-_WIDE = (2, 3, 4)
-"""The 64-bit value types. A 32-bit count of bytes wraps several times between two collections."""
-_VALUE = ("dVal", "uiVal", "ulVal", "ullVal", "sllVal", "siVal", "usVal")
-
 _XID = 0x8
-_TIMEOUT = 10
+_VALUE = dict(
+    enumerate(("dVal", "uiVal", "ulVal", "ullVal", "sllVal", "siVal", "usVal"))
+)  # in a field's union, by type
+_WIDE = (2, 3, 4)  # the 64-bit types: a 32-bit count of bytes wraps several times between two collections
+
 _NO_DRIVER = 12
+# not for this board, driver or user: bad argument, not supported, no permission, no function, version, deprecated
 _FOR_GOOD = frozenset({2, 3, 4, 13, 25, 26})
-"""No such thing on this board or driver, or not for us: invalid argument, not supported, no permission, function not
-found, version mismatch, deprecated."""
-_DEVICE_GONE = frozenset({15, 16, 28})
-"""Lost, reset required, not found."""
-_DRIVER_GONE = frozenset({1, 9, _NO_DRIVER, 18})
-"""Not initialised, not loaded, no library, library of another version than the module."""
+_DEVICE_GONE = frozenset({15, 16, 28})  # lost, reset required, not found
+_DRIVER_GONE = frozenset({1, 9, _NO_DRIVER, 18})  # not initialised, not loaded, no library, another version of it
 _TOLD = {
     1: "NVML is not initialised any more: something shut it down",
     4: "the driver does not permit it to this user: some metrics of the device are absent",
@@ -56,13 +53,8 @@ _TOLD = {
 }
 
 
-def _held_time(reason: str) -> Reading:
-    return of(semconv.CLOCK_HELD_TIME, semconv.CLOCK_REASON, reason)
-
-
-def _pipe(name: str) -> Reading:
-    return of(semconv.PIPE_BUSY, semconv.PIPE, name)
-
+_held_time = partial(of, semconv.CLOCK_HELD_TIME, semconv.CLOCK_REASON)
+_pipe = partial(of, semconv.PIPE_BUSY, semconv.PIPE)
 
 # fmt: off
 _FIELDS: tuple[tuple[int, int, Reading, float], ...] = (
@@ -98,42 +90,41 @@ _GPM: dict[int, Reading] = {
 # fmt: on
 
 
+_Take = Callable[[Any], Iterable[tuple[Reading, float]]]
+
+
 @dataclass(frozen=True)
 class _Call:
     """One call: the functions that give the same, newest first, with their arguments after the handle, and how their
     result becomes readings. ``backup`` calls are made only where no field has given the reading."""
 
     ways: tuple[tuple[Any, ...], ...]
-    take: Callable[[Any], Iterable[tuple[Reading, float]]]
+    take: _Take
     of_instance: bool = False
     slow: bool = False
     backup: Reading | None = None
 
 
-def _times(reading: Reading, factor: float) -> Callable[[Any], Iterable[tuple[Reading, float]]]:
+def _times(reading: Reading, factor: float) -> _Take:
     return lambda value: ((reading, value * factor),)
 
 
+def _codec(reading: Reading) -> _Take:
+    return lambda share_and_period: ((reading, share_and_period[0] / 100),)
+
+
 def _memory(memory: Any) -> Iterable[tuple[Reading, float]]:
-    yield r.MEMORY_LIMIT, memory.total
-    yield r.MEMORY_USED, memory.used
+    yield from ((r.MEMORY_LIMIT, memory.total), (r.MEMORY_USED, memory.used))
     if memory.total:
         yield r.MEMORY_SHARE, memory.used / memory.total
     if hasattr(memory, "reserved"):
         yield r.MEMORY_RESERVED, memory.reserved
 
 
-def _codec(reading: Reading) -> Callable[[Any], Iterable[tuple[Reading, float]]]:
-    return lambda share_and_period: ((reading, share_and_period[0] / 100),)
-
-
 def _processes(processes: Any) -> Iterable[tuple[Reading, float]]:
     # None: the driver does not know (Windows, WSL, some containers)
-    known = [(process.usedGpuMemory, process.pid) for process in processes if process.usedGpuMemory is not None]
-    return [
-        (of(semconv.PROCESS_MEMORY, semconv.PROCESS_PID, pid), used)
-        for used, pid in sorted(known, reverse=True)[:_PROCESSES_MAX]
-    ]
+    known = sorted(((p.usedGpuMemory, p.pid) for p in processes if p.usedGpuMemory is not None), reverse=True)
+    return [(of(semconv.PROCESS_MEMORY, semconv.PROCESS_PID, pid), used) for used, pid in known[:_PROCESSES_MAX]]
 
 
 # fmt: off
@@ -171,30 +162,20 @@ _CALLS: tuple[_Call, ...] = (
 
 
 class _GoneError(Exception):
-    """The device, or the whole driver, cannot be asked now."""
-
-    def __init__(self, code: int) -> None:
-        super().__init__(code)
-        self.code = code
+    """The device, or the whole driver, cannot be asked now; the argument is the driver's code."""
 
 
 class _BackOff:
     """When to try again: after 1 s, 2 s, … 60 s, until :meth:`reset`."""
 
-    def __init__(self, clock: Callable[[], float]) -> None:
-        self._clock = clock
+    def __init__(self) -> None:
         self.reset()
 
     def reset(self) -> None:
         self.due_at, self._pause = 0.0, _BACK_OFF_S[0]
 
-    def failed(self) -> None:
-        self.due_at = self._clock() + self._pause
-        self._pause = min(self._pause * 2, _BACK_OFF_S[1])
-
-    @property
-    def is_due(self) -> bool:
-        return self._clock() >= self.due_at
+    def failed(self, now: float) -> None:
+        self.due_at, self._pause = now + self._pause, min(self._pause * 2, _BACK_OFF_S[1])
 
 
 @dataclass
@@ -203,7 +184,7 @@ class _Board:
 
     device: Device
     handle: Any
-    again: _BackOff
+    again: _BackOff = field(default_factory=_BackOff)
     lost: bool = False
     fields: list[tuple[int, int, Reading, float]] = field(default_factory=lambda: list(_FIELDS))
     standing: Sample = field(default_factory=dict)
@@ -225,47 +206,39 @@ class Nvml:
     def devices(self) -> Sequence[Device]:
         if self._pid != os.getpid():
             self._start_over()
-        if not self._again.is_due:
-            return [board.device for board in self._boards.values()]
-        try:
-            if not self._initialised:
-                self._initialise()
-            if self._clock() >= self._enumerate_at:
+        if self._clock() >= max(self._again.due_at, self._enumerate_at):
+            try:
+                if not self._initialised:
+                    self._initialise()
                 self._enumerate()
                 self._again.reset()
-        except _GoneError as gone:
-            self._driver_gone(gone.code)
+            except _GoneError as gone:
+                self._driver_gone(gone.args[0])
         return [board.device for board in self._boards.values()]
 
     def read(self, device: Device) -> Sample:
         board = self._boards.get(device.id)
-        if board is None or not (self._initialised and board.again.is_due):
+        if board is None or not self._initialised or self._clock() < board.again.due_at:
             return _failed_sample(board)
         try:
             if board.lost:
                 self._find_again(board)
             sample = self._read(board)
         except _GoneError as gone:
-            if gone.code in _DRIVER_GONE:
-                self._driver_gone(gone.code)
-            else:
-                board.lost = True
-                board.again.failed()
-                if device.parent:  # instances are made and unmade while we watch
-                    self._enumerate_at = 0.0
+            self._gone(board, gone.args[0])
             return _failed_sample(board)
         if board.lost:
             board.lost = False
             board.again.reset()
             faults.logger.info("inferspan: %s is back", device.id)
         if not device.parent:
-            _settle_state(sample)
+            # exactly one state; the driver's advice to reset came as a number under DEGRADED
+            asks = sample.pop(r.DEGRADED, 0) or sample.get(r.ROWS_PENDING) or sample.get(r.ROWS_FAILED)
+            sample.update({r.OK: int(not asks), r.DEGRADED: int(bool(asks)), r.FAILED: 0})
         return sample
 
     def stop(self) -> None:
         self._xids.stop()
-
-    # -- reading ---------------------------------------------------------------------------------------------------
 
     def _read(self, board: _Board) -> Sample:
         sample: Sample = {}
@@ -275,9 +248,8 @@ class Nvml:
             self._read_fields(board, sample)
         standing_due = self._clock() >= board.standing_due_at
         for call in _CALLS:
-            if (is_instance and not call.of_instance) or (call.slow and "slow" not in self._detail):
-                continue
-            if call.backup in sample:
+            unwanted = call.slow and "slow" not in self._detail
+            if unwanted or (is_instance and not call.of_instance) or call.backup in sample:
                 continue
             if call.slow or self.calls < calls_end:
                 sample.update(self._made(board, call))
@@ -306,29 +278,22 @@ class Nvml:
             return
         answered = []
         for row, value in zip(board.fields, values, strict=False):
-            code = value.nvmlReturn
-            if code in _DEVICE_GONE or code in _DRIVER_GONE:
-                self._tell(code, board.device.id)
-                raise _GoneError(code)
-            if code in _FOR_GOOD:
-                continue
-            answered.append(row)
-            counts_bytes = semconv.METRICS[row[2].metric].unit == "By"
-            if code == 0 and value.valueType < len(_VALUE) and (not counts_bytes or value.valueType in _WIDE):
-                sample.setdefault(row[2], getattr(value.value, _VALUE[value.valueType]) * row[3])
+            _, _, reading, factor = row
+            kinds = _WIDE if semconv.METRICS[reading.metric].unit == "By" else _VALUE
+            if value.nvmlReturn not in _FOR_GOOD:
+                answered.append(row)
+            if value.nvmlReturn == 0 and value.valueType in kinds:
+                sample.setdefault(reading, getattr(value.value, _VALUE[value.valueType]) * factor)
         board.fields = answered
 
     def _read_gpm(self, board: _Board, sample: Sample) -> None:
         """Means over the time since the last snapshot: GPM compares two samples, more than 100 ms apart."""
-        about, pynvml = board.device.id, self._pynvml
+        about = board.device.id
         if not board.gpm:
             support = self._ask(about, "nvmlGpmQueryDeviceSupport", board.handle)
             if support is None or not support.isSupportedDevice:
                 return
             board.gpm = [self._ask(about, "nvmlGpmSampleAlloc") for _ in range(2)]
-            if None in board.gpm:
-                board.gpm = []
-                return
         older, newer = board.gpm
         if board.instance_id is None:
             taken = self._ask(about, "nvmlGpmSampleGet", board.handle, newer)
@@ -340,7 +305,7 @@ class Nvml:
         before, board.gpm_taken_at, board.gpm = board.gpm_taken_at, self._clock(), [newer, older]
         if before is None or board.gpm_taken_at - before <= 0.1:
             return
-        query = pynvml.c_nvmlGpmMetricsGet_t()
+        query = self._pynvml.c_nvmlGpmMetricsGet_t()
         query.version, query.numMetrics, query.sample1, query.sample2 = 1, len(_GPM), older, newer
         for slot, number in enumerate(_GPM):
             query.metrics[slot].metricId = number
@@ -349,15 +314,13 @@ class Nvml:
                 if query.metrics[slot].nvmlReturn == 0:
                     sample[reading] = query.metrics[slot].value / 100
 
-    # -- finding the devices -----------------------------------------------------------------------------------------
-
     def _start_over(self) -> None:
         self._pid = os.getpid()
         self._pynvml: Any = None
         self._initialised = False
         self._absent: set[tuple[Any, ...]] = set()
         self._boards: dict[str, _Board] = {}
-        self._again = _BackOff(self._clock)
+        self._again = _BackOff()
         self._enumerate_at = 0.0
         self._xids = _Xids()
 
@@ -370,7 +333,7 @@ class Nvml:
             self._pynvml = pynvml
         if self._ask("driver", "nvmlInit") is None:
             raise _GoneError(999)
-        self._initialised, self._enumerate_at = True, 0.0
+        self._initialised = True
 
     def _enumerate(self) -> None:
         """Find the boards and their MIG instances; those that are known keep what is remembered of them."""
@@ -380,7 +343,7 @@ class Nvml:
             try:
                 self._add(found, index, self._ask("driver", "nvmlDeviceGetHandleByIndex", index), version)
             except _GoneError as gone:  # noqa: PERF203 - the others are there
-                if gone.code in _DRIVER_GONE:
+                if gone.args[0] in _DRIVER_GONE:
                     raise
         for known in self._boards.values():  # a lost board is not counted any more, and comes back under its UUID
             if known.device.id not in found and not known.device.parent:
@@ -396,16 +359,12 @@ class Nvml:
         uuid = None if handle is None else self._ask(about, "nvmlDeviceGetUUID", handle)
         if uuid is None:  # the board of another user, or an empty slot between full ones
             return
-        facts = {semconv.HW_VENDOR: semconv.NVIDIA}
+        pci = None if parent else self._ask(about, "nvmlDeviceGetPciInfo", handle)
+        facts = {semconv.HW_VENDOR: semconv.NVIDIA, semconv.HW_DRIVER_VERSION: version or ""}
+        facts[semconv.PCI_ADDRESS] = "" if pci is None else _text(pci.busId).lower()
         name = self._ask(about, "nvmlDeviceGetName", handle) or ""
-        if version is not None:
-            facts[semconv.HW_DRIVER_VERSION] = version
-        if not parent:
-            pci = self._ask(about, "nvmlDeviceGetPciInfo", handle)
-            if pci is not None:
-                facts[semconv.PCI_ADDRESS] = _text(pci.busId).lower()
-        device = Device(uuid, index, name, parent, facts)
-        board = self._boards.get(uuid) or _Board(device, handle, _BackOff(self._clock))
+        device = Device(uuid, index, name, parent, {fact: value for fact, value in facts.items() if value})
+        board = self._boards.get(uuid) or _Board(device, handle)
         board.device, board.handle = device, handle
         found[uuid] = board
         if parent:
@@ -423,8 +382,6 @@ class Nvml:
             raise _GoneError(28)
         board.handle, board.gpm, board.gpm_taken_at = handle, [], None
         self._absent = {key for key in self._absent if key[0] != board.device.id}
-
-    # -- the gate ----------------------------------------------------------------------------------------------------
 
     def _ask(self, about: str, function: str, *arguments: Any) -> Any:
         """One call of the driver: its result, or ``None`` where it has none.
@@ -456,10 +413,19 @@ class Nvml:
         elif code in _TOLD:
             faults.warn_once(f"nvml {code}", f"NVML, {about}: {_TOLD[code]} (NVML error {code})")
 
+    def _gone(self, board: _Board, code: int) -> None:
+        if code in _DRIVER_GONE:
+            self._driver_gone(code)
+            return
+        board.lost = True
+        board.again.failed(self._clock())
+        if board.device.parent:  # instances are made and unmade while we watch
+            self._enumerate_at = 0.0
+
     def _driver_gone(self, code: int) -> None:
         self._initialised = False
         self._absent.clear()
-        self._again.failed()
+        self._again.failed(self._clock())
         if code == _NO_DRIVER:
             self._again.due_at = float("inf")
         self._enumerate_at = 0.0
@@ -505,9 +471,7 @@ class _Xids:
     def _wait(self, pynvml: Any, events: Any, owners: dict[int, str]) -> None:
         try:
             event = pynvml.nvmlEventSetWait_v2(events, 1000)
-        except pynvml.NVMLError as error:
-            if error.value != _TIMEOUT:
-                raise
+        except pynvml.NVMLError_Timeout:
             return
         key = (owners.get(_address(event.device), ""), int(event.eventData))
         if key in self._counts or len(self._counts) < _XIDS_MAX:
@@ -526,9 +490,3 @@ def _failed_sample(board: _Board | None) -> Sample:
     if board is None or not board.lost or board.device.parent:
         return {}
     return {r.OK: 0, r.DEGRADED: 0, r.FAILED: 1}
-
-
-def _settle_state(sample: Sample) -> None:
-    """Exactly one state. The driver's advice to reset came as a number under ``DEGRADED``."""
-    asks = sample.pop(r.DEGRADED, 0) or sample.get(r.ROWS_PENDING) or sample.get(r.ROWS_FAILED)
-    sample.update({r.OK: int(not asks), r.DEGRADED: int(bool(asks)), r.FAILED: 0})

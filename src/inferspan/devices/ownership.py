@@ -10,17 +10,16 @@ Locks are POSIX record locks: a forked child does not inherit them, so it can ne
 from __future__ import annotations
 
 import os
-import sys
 import tempfile
 import zlib
 from collections.abc import Collection
 
 from inferspan import faults
 
-if sys.platform == "win32":
-    import msvcrt
-else:
+try:
     import fcntl
+except ImportError:  # Windows: every process reports
+    fcntl = None  # type: ignore[assignment]
 
 _AGENT = 0
 
@@ -39,17 +38,17 @@ class Ownership:
         """Those of the ids that this process reports; what it holds it keeps until its end or the agent's start."""
         if self._policy == "never":
             return set()
-        file = None if self._policy == "always" else self._opened()
+        file = None if self._policy == "always" or fcntl is None else self._opened()
         if file is None:
             return set(ids)
         if self._policy == "agent":
             if not self._take(file, _AGENT):
                 return set()
-        elif not _lock(file, _AGENT, shared=True):
+        elif not _lock(file, _AGENT, fcntl.LOCK_SH):
             self.release()
             return set()
         else:
-            _unlock(file, _AGENT)
+            fcntl.lockf(file, fcntl.LOCK_UN, 1, _AGENT)
         return {name for name in ids if self._take(file, 1 + zlib.crc32(name.encode()) % (1 << 30))}
 
     def release(self) -> None:
@@ -59,7 +58,7 @@ class Ownership:
         self._file, self._held = None, set()
 
     def _take(self, file: int, offset: int) -> bool:
-        if offset not in self._held and _lock(file, offset):
+        if offset not in self._held and _lock(file, offset, fcntl.LOCK_EX):
             self._held.add(offset)
         return offset in self._held
 
@@ -88,39 +87,19 @@ def _is_at(file: int, path: str) -> bool:
 
 
 def _open(path: str) -> int:
-    flags = os.O_RDWR | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0)
+    flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
     try:
         return os.open(path, flags)
     except FileNotFoundError:
         # O_CREAT only where it is missing: Linux refuses it for another user's file in /tmp (fs.protected_regular)
         file = os.open(path, flags | os.O_CREAT, 0o666)
-    if hasattr(os, "fchmod"):
-        os.fchmod(file, 0o666)  # processes of other users agree by it too; nothing is ever written to it
+    os.fchmod(file, 0o666)  # processes of other users agree by it too; nothing is ever written to it
     return file
 
 
-if sys.platform == "win32":
-
-    def _lock(file: int, offset: int, shared: bool = False) -> bool:
-        os.lseek(file, offset, os.SEEK_SET)
-        try:
-            msvcrt.locking(file, msvcrt.LK_NBLCK, 1)
-        except OSError:
-            return False
-        return True
-
-    def _unlock(file: int, offset: int) -> None:
-        os.lseek(file, offset, os.SEEK_SET)
-        msvcrt.locking(file, msvcrt.LK_UNLCK, 1)
-
-else:
-
-    def _lock(file: int, offset: int, shared: bool = False) -> bool:
-        try:
-            fcntl.lockf(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB, 1, offset)
-        except OSError:
-            return False
-        return True
-
-    def _unlock(file: int, offset: int) -> None:
-        fcntl.lockf(file, fcntl.LOCK_UN, 1, offset)
+def _lock(file: int, offset: int, kind: int) -> bool:
+    try:
+        fcntl.lockf(file, kind | fcntl.LOCK_NB, 1, offset)
+    except OSError:
+        return False
+    return True

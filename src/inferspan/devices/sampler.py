@@ -106,8 +106,6 @@ class Sampler:
             reader.stop()
         self._ownership.release()
 
-    # -- on the caller's thread --------------------------------------------------------------------------------------
-
     def _is_fresh(self) -> bool:
         return self._clock() - self._taken_at <= self._interval_s
 
@@ -122,8 +120,6 @@ class Sampler:
     @property
     def _allowed_s(self) -> float:
         return self._deadline_s if self._has_read else _STARTING_S
-
-    # -- on the reader thread ----------------------------------------------------------------------------------------
 
     def _run(self) -> None:
         changed = self._changed

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from inferspan import faults
+from inferspan.devices import ownership as ownership_module
 from inferspan.devices.ownership import Ownership
 
 GPUS = {"GPU-a", "GPU-b"}
@@ -67,6 +68,11 @@ def other(path: Path) -> Iterator[Callable[[str], Other]]:
 def test_policy_without_a_lock_touches_no_file(path: Path, policy: str, expected: set[str]) -> None:
     assert Ownership(policy, str(path)).owned(GPUS) == expected
     assert not path.exists()
+
+
+def test_system_without_record_locks_has_every_process_report(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ownership_module, "fcntl", None)
+    assert Ownership("auto", str(path)).owned(GPUS) == GPUS
 
 
 def test_worker_owns_each_device_until_it_dies(path: Path, other: Callable[[str], Other]) -> None:
