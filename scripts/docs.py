@@ -28,10 +28,13 @@ def settings() -> str:
             if default == frozenset(config.HOOKS)
             else str(default).lower()
             if default in (True, False)
+            else ", ".join(sorted(default))
+            if isinstance(default, frozenset)
             else default
         )
+        shown = f"`{shown}`" if shown != "" else ""
         names = "<br>".join(f"`{name}`" for name in config.variables(setting)[:1])
-        rows.append((names, f"`{setting.field}`", f"`{shown}`", setting.allowed, setting.meaning))
+        rows.append((names, f"`{setting.field}`", shown, setting.allowed, setting.meaning))
     return _table(("variable", "keyword", "default", "allowed", "meaning"), rows)
 
 
@@ -63,6 +66,8 @@ def metrics() -> str:
             brief += f". Only with `OTEL_SEMCONV_STABILITY_OPT_IN={metric.opt_in}`"
             if metric.replaces:
                 brief += f", in place of `{metric.replaces}`"
+        if semconv.SOURCES.get(metric.source):
+            brief += f". {semconv.SOURCES[metric.source]}"
         rows.append(
             (
                 f"`{metric.name}`",

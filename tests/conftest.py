@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 # Before anything imports a library that reads them.
 os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false")
@@ -13,6 +14,7 @@ import pytest
 
 import inferspan
 from inferspan import faults
+from support.fakenvml import FakeDriver, build
 from support.recorder import Recorder
 
 
@@ -22,6 +24,8 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for variable in list(os.environ):
         if variable.startswith(("INFERSPAN_", "OTEL_")):
             monkeypatch.delenv(variable)
+    # what the developer's machine has besides; the tests of devices say otherwise
+    monkeypatch.setenv("INFERSPAN_DEVICES", "never")
 
 
 @pytest.fixture(autouse=True)
@@ -62,3 +66,17 @@ def pytest_sessionfinish() -> None:
     reductions = sys.modules.get("torch.multiprocessing.reductions")
     if reductions is not None:
         reductions.shared_cache.clear()
+
+
+@pytest.fixture(scope="session")
+def nvml_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The stub of the NVIDIA driver, built."""
+    return build(tmp_path_factory.mktemp("nvml"))
+
+
+@pytest.fixture
+def driver(nvml_library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeDriver:
+    """A machine with one idle-looking H200, as far as this process's pynvml can tell."""
+    driver = FakeDriver(nvml_library, tmp_path)
+    driver.load(monkeypatch)
+    return driver

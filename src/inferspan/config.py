@@ -21,6 +21,7 @@ from inferspan.faults import warn
 from inferspan.semconv import LATEST
 
 HOOKS = ("pipelines", "generation", "continuous_batching", "tokenizers", "models", "loading")
+DEVICE_DETAILS = ("slow", "gpm", "xid")
 CONTENT_MODES = ("NO_CONTENT", "SPAN_ONLY", "EVENT_ONLY", "SPAN_AND_EVENT")
 
 
@@ -40,6 +41,10 @@ class Settings:
     process_stats: bool = True
     flush_timeout: float = 30.0
     latest_conventions: bool = False
+    devices: str = "auto"
+    devices_detail: frozenset[str] = frozenset()
+    devices_interval: float = 1.0
+    devices_lock: str = ""
 
     @property
     def content_on_spans(self) -> bool:
@@ -61,12 +66,15 @@ class Setting:
     meaning: str
 
 
-def _hooks(text: str) -> frozenset[str]:
-    names = [name.strip() for name in text.split(",") if name.strip()]
-    unknown = [name for name in names if name not in HOOKS]
-    if unknown:
-        raise ValueError(unknown[0])
-    return frozenset(names)
+def _names(known: tuple[str, ...]) -> Callable[[str], frozenset[str]]:
+    def parse(text: str) -> frozenset[str]:
+        names = [name.strip() for name in text.split(",") if name.strip()]
+        unknown = [name for name in names if name not in known]
+        if unknown:
+            raise ValueError(unknown[0])
+        return frozenset(names)
+
+    return parse
 
 
 def _content_mode(text: str) -> str:
@@ -76,11 +84,14 @@ def _content_mode(text: str) -> str:
     return mode
 
 
-def _local_model_name(text: str) -> str:
-    name = text.strip().lower()
-    if name not in ("basename", "class"):
-        raise ValueError(text)
-    return name
+def _one_of(*known: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        name = text.strip().lower()
+        if name not in known:
+            raise ValueError(text)
+        return name
+
+    return parse
 
 
 def _boolean(text: str) -> bool:
@@ -100,11 +111,14 @@ def _integer(low: int, high: int) -> Callable[[str], int]:
     return parse
 
 
-def _seconds(text: str) -> float:
-    value = float(text)
-    if not 0 <= value <= 3600:
-        raise ValueError(text)
-    return value
+def _seconds(low: float, high: float) -> Callable[[str], float]:
+    def parse(text: str) -> float:
+        value = float(text)
+        if not low <= value <= high:
+            raise ValueError(text)
+        return value
+
+    return parse
 
 
 def _opted_in(text: str) -> bool:
@@ -113,7 +127,7 @@ def _opted_in(text: str) -> bool:
 
 # fmt: off
 SETTINGS: tuple[Setting, ...] = (
-    Setting("hooks", "INFERSPAN_HOOKS", _hooks, "comma list of " + ", ".join(HOOKS),
+    Setting("hooks", "INFERSPAN_HOOKS", _names(HOOKS), "comma list of " + ", ".join(HOOKS),
         "Which parts of the libraries are instrumented. Leave out `models` to have no spans for models called directly "
         "(evaluation loops), `tokenizers` to have none for tokenizers called directly"),
     Setting("capture_content", "OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT", _content_mode,
@@ -121,7 +135,7 @@ SETTINGS: tuple[Setting, ...] = (
         "Whether prompts, completions, stop strings and exception messages are recorded, and where"),
     Setting("content_length", "INFERSPAN_CONTENT_LENGTH", _integer(1, 1000000), "1 to 1000000",
         "Characters kept of each recorded text"),
-    Setting("local_model_name", "INFERSPAN_LOCAL_MODEL_NAME", _local_model_name, "basename, class",
+    Setting("local_model_name", "INFERSPAN_LOCAL_MODEL_NAME", _one_of("basename", "class"), "basename, class",
         "What a model in a local folder is called: the last part of its path, or its class if even that is secret"),
     Setting("children_max", "INFERSPAN_CHILDREN_MAX", _integer(0, 10000), "0 to 10000",
         "Child spans of one inference; the rest is only in its sums and metrics"),
@@ -134,11 +148,25 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("metrics", "INFERSPAN_METRICS", _boolean, "true, false", "Whether metrics are recorded"),
     Setting("process_stats", "INFERSPAN_PROCESS_STATS", _boolean, "true, false",
         "Whether CPU time and resident memory of the process are read at each inference"),
-    Setting("flush_timeout", "INFERSPAN_FLUSH_TIMEOUT", _seconds, "0 to 3600 seconds",
+    Setting("flush_timeout", "INFERSPAN_FLUSH_TIMEOUT", _seconds(0, 3600), "0 to 3600 seconds",
         "How long exit, `uninstrument()` and the providers' own flush may wait for finished inferences to be told"),
     Setting("latest_conventions", "OTEL_SEMCONV_STABILITY_OPT_IN", _opted_in,
         "comma list; `gen_ai_latest_experimental` switches",
         "Emit the newest names of the GenAI conventions in place of those in the released package"),
+    Setting("devices", "INFERSPAN_DEVICES", _one_of("auto", "always", "never"), "auto, always, never",
+        "Who reports GPUs and host: of several processes one for each GPU (`auto`), each process (`always`), or none, "
+        "which is then silent about its own CPU and memory, too. `auto` leaves GPUs and host to a running "
+        "`inferspan agent`"),
+    Setting("devices_detail", "INFERSPAN_DEVICES_DETAIL", _names(DEVICE_DETAILS),
+        "comma list of " + ", ".join(DEVICE_DETAILS),
+        "What is read besides: `slow` (processes, PCIe throughput, fan, ECC by memory; blocks 40 ms a GPU), `gpm` (SM "
+        "occupancy, tensor cores; from Hopper on), `xid` (the driver's error events; a thread that waits for them)"),
+    Setting("devices_interval", "INFERSPAN_DEVICES_INTERVAL", _seconds(0.5, 60), "0.5 to 60 seconds",
+        "How old a reading may be that is reported again; not shorter, since the driver's own samples are not, and its "
+        "lock delays the program's kernels"),
+    Setting("devices_lock", "INFERSPAN_DEVICES_LOCK", str.strip, "a path",
+        "File by which the processes of a host agree on who reports; empty: `inferspan-devices.lock` in the folder for "
+        "temporary files. Put it on a shared volume where containers share GPUs"),
 )
 # fmt: on
 

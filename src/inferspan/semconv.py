@@ -13,7 +13,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from opentelemetry.semconv._incubating.attributes import gen_ai_attributes as gen_ai
-from opentelemetry.semconv._incubating.metrics import gen_ai_metrics
+from opentelemetry.semconv._incubating.attributes import hw_attributes as hw
+from opentelemetry.semconv._incubating.metrics import gen_ai_metrics, hw_metrics
 from opentelemetry.semconv.attributes import error_attributes, exception_attributes
 
 SCHEMA_URL = "https://opentelemetry.io/schemas/1.37.0"
@@ -44,7 +45,8 @@ class SpanKind:
 @dataclass(frozen=True, slots=True)
 class Metric:
     """One instrument. ``opt_in`` is the value of OTEL_SEMCONV_STABILITY_OPT_IN under which alone it is emitted,
-    ``replaces`` the metric that is then not emitted."""
+    ``replaces`` the metric that is then not emitted. ``source`` is what it is read from; empty for what records tell,
+    else one of SOURCES."""
 
     name: str
     instrument: str
@@ -54,6 +56,7 @@ class Metric:
     buckets: tuple[float, ...] | None = None
     opt_in: str = ""
     replaces: str = ""
+    source: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +94,9 @@ def _metric(
     buckets: tuple[float, ...] | None = None,
     opt_in: str = "",
     replaces: str = "",
+    source: str = "",
 ) -> str:
-    METRICS[name] = Metric(name, instrument, unit, brief, attributes, buckets, opt_in, replaces)
+    METRICS[name] = Metric(name, instrument, unit, brief, attributes, buckets, opt_in, replaces, source)
     return name
 
 
@@ -246,6 +250,40 @@ TOKEN_TYPE = _attribute(gen_ai.GEN_AI_TOKEN_TYPE, "string", "`input` or `output`
 TOKEN_MODALITY = _attribute("gen_ai.token.modality", "string", "`text`")
 DROP_REASON = _attribute("inferspan.drop.reason", "string", "`queue_full`, `children_max`, or `fault`")
 
+# -- on the metrics of devices and host only -----------------------------------------------------------------------
+
+HW_ID = _attribute(hw.HW_ID, "string", "`GPU-…` or `MIG-…`, the UUID that nvidia-smi, DCGM and the driver use")
+HW_NAME = _attribute(hw.HW_NAME, "string", "Name of the board: `NVIDIA H200`", absent="not readable")
+HW_TYPE = _attribute(hw.HW_TYPE, "string", "`gpu`")
+HW_PARENT = _attribute(hw.HW_PARENT, "string", "`hw.id` of the board that a MIG instance is a part of",
+    absent="not a MIG instance")
+HW_VENDOR = _attribute(hw.HW_VENDOR, "string", "`NVIDIA`")
+HW_DRIVER_VERSION = _attribute(hw.HW_DRIVER_VERSION, "string", "Version of the driver", absent="not readable")
+HW_STATE = _attribute(hw.HW_STATE, "string",
+    "`ok`; `degraded` where rows wait to be remapped or could not be, or the driver asks for a reset; `failed` where "
+    "the board is lost")
+HW_SENSOR_LOCATION = _attribute(hw.HW_SENSOR_LOCATION, "string", "`gpu` or `memory`")
+HW_LIMIT_TYPE = _attribute(hw.HW_LIMIT_TYPE, "string", "`high.degraded` (slows down), `high.critical` (shuts down)")
+GPU_TASK = _attribute(hw.HW_GPU_TASK, "string", "`general`, `encoder` or `decoder`")
+PCI_ADDRESS = _attribute("inferspan.device.pci.address", "string", "Address on the PCI bus", absent="not readable")
+CLOCK = _attribute("inferspan.device.clock", "string", "`sm` or `memory`")
+CLOCK_REASON = _attribute("inferspan.device.clock.reason", "string",
+    "`idle`, `application`, `power_cap`, `hardware`, `sync_boost`, `thermal`, `hardware_thermal`, `power_brake`, "
+    "`display`; of the times also `board_limit`, `reliability`")
+REMAP = _attribute("inferspan.device.row.state", "string",
+    "`corrected` or `uncorrected`, after the error that made the driver remap; `pending`: a reset will remap more; "
+    "`failed`: there are no spare rows left")
+PIPE = _attribute("inferspan.device.pipe", "string",
+    "Part of the SM: `any_tensor`, `hmma` (16 and 8 bit floats), `imma` (integers), `dfma` (64 bit), `integer`, "
+    "`fp64`, `fp32`, `fp16`")
+MEMORY_LOCATION = _attribute("inferspan.device.memory.location", "string", "`dram` or `sram`")
+XID_CODE = _attribute("inferspan.device.xid.code", "int", "The number of the XID, as NVIDIA's table lists it")
+ECC_KIND = _attribute("inferspan.device.ecc.kind", "string", "`corrected` or `uncorrected`")
+DIRECTION = _attribute("network.io.direction", "string", "`transmit` (from the device) or `receive`")
+PROCESS_PID = _attribute("process.pid", "int", "Process id, as the driver gives it: in a container often the host's")
+CPU_MODE = _attribute("cpu.mode", "string", "`user`, `system`, and of the host `idle`, `iowait`, `nice`, `steal`, …")
+MEMORY_STATE = _attribute("system.memory.state", "string", "`used`, `free`, `buffers` or `cached`")
+
 # -- spans -------------------------------------------------------------------------------------------------------
 
 INFERENCE = _span("{gen_ai.operation.name} {gen_ai.request.model}",
@@ -333,6 +371,108 @@ LOAD_DURATION = _metric("inferspan.load.duration", "histogram", "s", "Duration o
 DROPPED = _metric("inferspan.overhead.dropped", "counter", "{record}",
     "Children and records that were left out, by reason", DROP_REASON)
 
+# -- devices, process and host: read when a reader collects (docs/devices.md) -----------------------------------------
+
+SOURCES = {
+    "device": "",
+    "slow": "Only with `slow` in `INFERSPAN_DEVICES_DETAIL`",
+    "gpm": "Only with `gpm` in `INFERSPAN_DEVICES_DETAIL`, from Hopper on",
+    "xid": "Only with `xid` in `INFERSPAN_DEVICES_DETAIL`",
+    "process": "",
+    "host": "",
+}
+"""What a metric is read from, and when it is there."""
+_DEVICE = (HW_ID, HW_NAME, HW_PARENT)
+
+DEVICE_INFO = _metric("inferspan.device.info", "observable_gauge", "1", "Always 1: what does not change, to join with",
+    *_DEVICE, HW_VENDOR, HW_DRIVER_VERSION, PCI_ADDRESS, source="device")
+DEVICE_INDEX = _metric("inferspan.device.index", "observable_gauge", "1",
+    "Index that torch gives the device in this process (`cuda:0` is 0). Absent before torch uses CUDA", *_DEVICE,
+    source="device")
+DEVICE_STATUS = _metric(hw_metrics.HW_STATUS, "observable_updowncounter", "1",
+    "1 for the state that the board is in, 0 for the others", *_DEVICE, HW_TYPE, HW_STATE, source="device")
+GPU_UTILIZATION = _metric(hw_metrics.HW_GPU_UTILIZATION, "observable_gauge", "1",
+    "Share of the driver's sampling period (1/6 to 1 s) in which at least one kernel ran: 1 says busy, not full. "
+    "Encoder and decoder only with `slow` in `INFERSPAN_DEVICES_DETAIL`", *_DEVICE, GPU_TASK, source="device")
+MEMORY_BUSY = _metric("inferspan.device.memory.busy", "observable_gauge", "1",
+    "Share of the same period in which device memory was read or written", *_DEVICE, source="device")
+MEMORY_LIMIT = _metric(hw_metrics.HW_GPU_MEMORY_LIMIT, "observable_updowncounter", "By", "Memory of the device",
+    *_DEVICE, source="device")
+MEMORY_USED = _metric(hw_metrics.HW_GPU_MEMORY_USAGE, "observable_updowncounter", "By",
+    "Memory in use, all processes, without what the driver reserves", *_DEVICE, source="device")
+MEMORY_SHARE = _metric(hw_metrics.HW_GPU_MEMORY_UTILIZATION, "observable_gauge", "1", "Used memory / all memory",
+    *_DEVICE, source="device")
+MEMORY_RESERVED = _metric("inferspan.device.memory.reserved", "observable_updowncounter", "By",
+    "Memory that the driver keeps for itself", *_DEVICE, source="device")
+ENERGY = _metric(hw_metrics.HW_ENERGY, "observable_counter", "J", "Energy of the board since the driver was loaded",
+    *_DEVICE, HW_TYPE, source="device")
+POWER = _metric(hw_metrics.HW_POWER, "observable_gauge", "W", "Power of the board, mean of one second", *_DEVICE,
+    HW_TYPE, source="device")
+POWER_LIMIT = _metric("inferspan.device.power.limit", "observable_gauge", "W", "Power that the board may draw",
+    *_DEVICE, source="device")
+TEMPERATURE_NOW = _metric(hw_metrics.HW_TEMPERATURE, "observable_gauge", "Cel", "Temperature", *_DEVICE,
+    HW_SENSOR_LOCATION, source="device")
+CLOCK_FREQUENCY = _metric("inferspan.device.clock.frequency", "observable_gauge", "Hz", "Clock", *_DEVICE, CLOCK,
+    source="device")
+CLOCK_HELD = _metric("inferspan.device.clock.held", "observable_gauge", "1",
+    "1 for each reason that holds the clocks down now, 0 for the others", *_DEVICE, CLOCK_REASON, source="device")
+CLOCK_HELD_TIME = _metric("inferspan.device.clock.held_time", "observable_counter", "s",
+    "Time that the clocks were held down, by reason", *_DEVICE, CLOCK_REASON, source="device")
+PCIE_GENERATION = _metric("inferspan.device.pcie.generation", "observable_gauge", "1",
+    "Generation of the PCIe link now; an idle link steps down", *_DEVICE, source="device")
+PCIE_WIDTH = _metric("inferspan.device.pcie.width", "observable_gauge", "{lane}",
+    "Lanes of the PCIe link; read every five minutes", *_DEVICE, source="device")
+PCIE_REPLAYS = _metric("inferspan.device.pcie.replays", "observable_counter", "{replay}",
+    "Packets that had to be sent again", *_DEVICE, source="device")
+DEVICE_IO = _metric(hw_metrics.HW_GPU_IO, "observable_counter", "By", "Bytes over PCIe", *_DEVICE, DIRECTION,
+    source="device")
+NVLINK_IO = _metric("inferspan.device.nvlink.io", "observable_counter", "By", "Bytes over all NVLinks, payload only",
+    *_DEVICE, DIRECTION, source="device")
+DEVICE_ERRORS = _metric(hw_metrics.HW_ERRORS, "observable_counter", "{error}",
+    "ECC errors in the board's life (`error.type` is `corrected` or `uncorrected`)", *_DEVICE, HW_TYPE, ERROR_TYPE,
+    source="device")
+ROWS = _metric("inferspan.device.rows", "observable_gauge", "{row}",
+    "Rows of memory remapped by the driver; for `pending` and `failed` 1 if there are any", *_DEVICE, REMAP,
+    source="device")
+XIDS = _metric("inferspan.device.xids", "observable_counter", "{error}",
+    "XID errors that the driver has reported while we watch", *_DEVICE, XID_CODE, source="xid")
+FAN = _metric(hw_metrics.HW_FAN_SPEED_RATIO, "observable_gauge", "1", "Speed that the fan is told to run at", *_DEVICE,
+    source="slow")
+TEMPERATURE_LIMIT = _metric(hw_metrics.HW_TEMPERATURE_LIMIT, "observable_gauge", "Cel",
+    "Temperature at which the GPU slows down or shuts down", *_DEVICE, HW_LIMIT_TYPE, source="slow")
+PCIE_THROUGHPUT = _metric("inferspan.device.pcie.throughput", "observable_gauge", "By/s",
+    "Bytes over PCIe in 20 ms, for which the driver blocks", *_DEVICE, DIRECTION, source="slow")
+ECC_DETAIL = _metric("inferspan.device.ecc.errors", "observable_counter", "{error}",
+    "ECC errors in the board's life, by the memory they were in", *_DEVICE, ECC_KIND, MEMORY_LOCATION, source="slow")
+PROCESS_MEMORY = _metric("inferspan.device.process.memory", "observable_updowncounter", "By",
+    "Device memory of one process, of the 32 that have most", *_DEVICE, PROCESS_PID, source="slow")
+SM_BUSY = _metric("inferspan.device.sm.utilization", "observable_gauge", "1",
+    "Mean share of SMs that had work since the last collection", *_DEVICE, source="gpm")
+SM_OCCUPANCY = _metric("inferspan.device.sm.occupancy", "observable_gauge", "1", "Mean share of warps that were active",
+    *_DEVICE, source="gpm")
+PIPE_BUSY = _metric("inferspan.device.pipe.utilization", "observable_gauge", "1",
+    "Share of cycles in which a part of the SM worked: whether tensor cores are used, and with which numbers",
+    *_DEVICE, PIPE, source="gpm")
+MEMORY_BANDWIDTH = _metric("inferspan.device.memory.bandwidth.utilization", "observable_gauge", "1",
+    "Memory traffic / peak", *_DEVICE, source="gpm")
+PROCESS_CPU_TIME = _metric("process.cpu.time", "observable_counter", "s", "CPU time of this process", CPU_MODE,
+    source="process")
+PROCESS_CPU = _metric("process.cpu.utilization", "observable_gauge", "1",
+    "CPU time of this process since the last collection / (elapsed time * CPUs it may use)", CPU_MODE,
+    source="process")
+PROCESS_RESIDENT = _metric("process.memory.usage", "observable_updowncounter", "By", "Resident set of this process",
+    source="process")
+SYSTEM_CPU = _metric("system.cpu.utilization", "observable_gauge", "1",
+    "Share of the host's CPU time since the last collection", CPU_MODE, source="host")
+SYSTEM_MEMORY = _metric("system.memory.usage", "observable_updowncounter", "By", "Memory of the host", MEMORY_STATE,
+    source="host")
+SYSTEM_MEMORY_LIMIT = _metric("system.memory.limit", "observable_updowncounter", "By", "Memory that the host has",
+    source="host")
+OVERHEAD_CALLS = _metric("inferspan.overhead.devices.calls", "observable_counter", "{call}",
+    "Calls of the driver made for these metrics", source="device")
+OVERHEAD_TIME = _metric("inferspan.overhead.devices.time", "observable_counter", "s",
+    "Time in which the reader thread was reading, waiting for the driver included", source="device")
+
 # -- events ------------------------------------------------------------------------------------------------------
 
 EXCEPTION_EVENT = "exception"
@@ -359,4 +499,5 @@ GENERATE_CONTENT = gen_ai.GenAiOperationNameValues.GENERATE_CONTENT.value
 EMBEDDINGS = gen_ai.GenAiOperationNameValues.EMBEDDINGS.value
 LOAD_OPERATION = "load"
 HUGGINGFACE = "huggingface"
+NVIDIA = "NVIDIA"
 OTHER = "_OTHER"

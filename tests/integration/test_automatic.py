@@ -213,6 +213,10 @@ def test_help_lists_each_option_once() -> None:
     assert [option for option in options if option.startswith("inferspan_")] == [
         "inferspan_children_max",
         "inferspan_content_length",
+        "inferspan_devices",
+        "inferspan_devices_detail",
+        "inferspan_devices_interval",
+        "inferspan_devices_lock",
         "inferspan_flush_timeout",
         "inferspan_hooks",
         "inferspan_local_model_name",

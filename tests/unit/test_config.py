@@ -33,6 +33,10 @@ DEFAULTS = {
     "process_stats": True,
     "flush_timeout": 30.0,
     "latest_conventions": False,
+    "devices": "auto",
+    "devices_detail": frozenset(),
+    "devices_interval": 1.0,
+    "devices_lock": "",
 }
 
 # Variable, text, field, value. At least one for each row of SETTINGS.
@@ -61,6 +65,12 @@ TAKEN = [
     ("INFERSPAN_FLUSH_TIMEOUT", "3600", "flush_timeout", 3600.0),
     (OPT_IN, "http, gen_ai_latest_experimental", "latest_conventions", True),
     (OPT_IN, "http/dup", "latest_conventions", False),
+    ("INFERSPAN_DEVICES", "Always", "devices", "always"),
+    ("INFERSPAN_DEVICES", "never", "devices", "never"),
+    ("INFERSPAN_DEVICES_DETAIL", "slow, xid", "devices_detail", frozenset({"slow", "xid"})),
+    ("INFERSPAN_DEVICES_INTERVAL", "0.5", "devices_interval", 0.5),
+    ("INFERSPAN_DEVICES_INTERVAL", "60", "devices_interval", 60.0),
+    ("INFERSPAN_DEVICES_LOCK", "/run/gpu.lock", "devices_lock", "/run/gpu.lock"),
 ]
 
 # Variable, text, what is allowed, what is used instead. OTEL_SEMCONV_STABILITY_OPT_IN is shared with other
@@ -84,6 +94,9 @@ REFUSED = [
     ("INFERSPAN_FLUSH_TIMEOUT", "nan", "0 to 3600 seconds", "30.0"),
     ("INFERSPAN_FLUSH_TIMEOUT", "inf", "0 to 3600 seconds", "30.0"),
     ("INFERSPAN_FLUSH_TIMEOUT", "30s", "0 to 3600 seconds", "30.0"),
+    ("INFERSPAN_DEVICES", "sometimes", "auto, always, never", "'auto'"),
+    ("INFERSPAN_DEVICES_DETAIL", "fast", "comma list of slow, gpm, xid", "''"),
+    ("INFERSPAN_DEVICES_INTERVAL", "0.1", "0.5 to 60 seconds", "1.0"),
 ]
 
 # Keyword, value, the setting. At least one for each row of SETTINGS.
@@ -106,6 +119,10 @@ KEYWORDS_TAKEN = [
     ("flush_timeout", 0.25, 0.25),
     ("latest_conventions", True, True),
     ("latest_conventions", "gen_ai_latest_experimental", True),
+    ("devices", "never", "never"),
+    ("devices_detail", ["gpm"], frozenset({"gpm"})),
+    ("devices_interval", 2, 2.0),
+    ("devices_lock", "x", "x"),
 ]
 
 KEYWORDS_REFUSED = [
@@ -132,6 +149,10 @@ KEYWORDS_REFUSED = [
     ("flush_timeout", True),
     ("flush_timeout", float("nan")),
     ("latest_conventions", 1),
+    ("devices", True),
+    ("devices_detail", ["fast"]),
+    ("devices_interval", 0.1),
+    ("devices_lock", True),
 ]
 
 
@@ -165,7 +186,7 @@ def test_tables_of_this_file_cover_every_row() -> None:
     fields = {setting.field for setting in SETTINGS}
 
     assert {row[0] for row in TAKEN} == variables
-    assert {row[0] for row in REFUSED} == variables - {OPT_IN}
+    assert {row[0] for row in REFUSED} == variables - {OPT_IN, "INFERSPAN_DEVICES_LOCK"}  # any text is a path
     assert {row[0] for row in KEYWORDS_TAKEN} == fields == set(DEFAULTS)
     assert {row[0] for row in KEYWORDS_REFUSED} == fields
 
@@ -360,6 +381,10 @@ def test_environment_variable_module_lists_only_names_of_our_own() -> None:
     assert sorted(name for name in vars(environment_variables) if name.startswith("OTEL_")) == [
         "OTEL_INFERSPAN_CHILDREN_MAX",
         "OTEL_INFERSPAN_CONTENT_LENGTH",
+        "OTEL_INFERSPAN_DEVICES",
+        "OTEL_INFERSPAN_DEVICES_DETAIL",
+        "OTEL_INFERSPAN_DEVICES_INTERVAL",
+        "OTEL_INFERSPAN_DEVICES_LOCK",
         "OTEL_INFERSPAN_FLUSH_TIMEOUT",
         "OTEL_INFERSPAN_HOOKS",
         "OTEL_INFERSPAN_LOCAL_MODEL_NAME",

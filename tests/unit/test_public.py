@@ -84,6 +84,7 @@ def test_entry_points_lead_to_something(project: dict[str, Any]) -> None:
 
 def test_extras(project: dict[str, Any]) -> None:
     assert sorted(project["optional-dependencies"]) == [
+        "agent",
         "all",
         "bench",
         "demo",
@@ -108,6 +109,10 @@ def test_settings_and_their_variables() -> None:
         "process_stats": ("INFERSPAN_PROCESS_STATS", "OTEL_INFERSPAN_PROCESS_STATS"),
         "flush_timeout": ("INFERSPAN_FLUSH_TIMEOUT", "OTEL_INFERSPAN_FLUSH_TIMEOUT"),
         "latest_conventions": ("OTEL_SEMCONV_STABILITY_OPT_IN",),
+        "devices": ("INFERSPAN_DEVICES", "OTEL_INFERSPAN_DEVICES"),
+        "devices_detail": ("INFERSPAN_DEVICES_DETAIL", "OTEL_INFERSPAN_DEVICES_DETAIL"),
+        "devices_interval": ("INFERSPAN_DEVICES_INTERVAL", "OTEL_INFERSPAN_DEVICES_INTERVAL"),
+        "devices_lock": ("INFERSPAN_DEVICES_LOCK", "OTEL_INFERSPAN_DEVICES_LOCK"),
     }
 
 

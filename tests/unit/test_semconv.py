@@ -7,8 +7,15 @@ import re
 from pathlib import Path
 
 import pytest
-from opentelemetry.semconv._incubating.attributes import gen_ai_attributes
-from opentelemetry.semconv._incubating.metrics import gen_ai_metrics
+from opentelemetry.semconv._incubating.attributes import (
+    cpu_attributes,
+    gen_ai_attributes,
+    hw_attributes,
+    network_attributes,
+    process_attributes,
+    system_attributes,
+)
+from opentelemetry.semconv._incubating.metrics import gen_ai_metrics, hw_metrics, process_metrics, system_metrics
 from opentelemetry.semconv.attributes import error_attributes, exception_attributes
 
 import inferspan
@@ -19,7 +26,10 @@ SOURCE = Path(inferspan.__file__).parent
 
 STANDARD = {
     name: value
-    for module in (gen_ai_attributes, gen_ai_metrics, error_attributes, exception_attributes)
+    for module in (
+        *(gen_ai_attributes, hw_attributes, network_attributes, cpu_attributes, system_attributes, process_attributes),
+        *(gen_ai_metrics, hw_metrics, process_metrics, system_metrics, error_attributes, exception_attributes),
+    )
     for name, value in vars(module).items()
     if name.isupper() and isinstance(value, str)
 }
@@ -99,8 +109,8 @@ def test_names_of_our_own_are_under_our_own_namespace() -> None:
 @pytest.mark.parametrize("metric", [pytest.param(metric, id=metric.name) for metric in METRICS.values()])
 def test_metric_is_made_of_known_attributes_units_and_ascending_buckets(metric: semconv.Metric) -> None:
     assert set(metric.attributes) <= set(ATTRIBUTES)
-    assert re.fullmatch(r"s|By|1|\{[a-z]+\}", metric.unit)
-    assert metric.instrument in {"histogram", "counter", "observable_updowncounter"}
+    assert re.fullmatch(r"s|By|By/s|1|Cel|Hz|J|W|\{[a-z]+\}", metric.unit)
+    assert metric.instrument.removeprefix("observable_") in {"histogram", "counter", "updowncounter", "gauge"}
     assert (metric.buckets is not None) is (metric.instrument == "histogram")
     assert list(metric.buckets or ()) == sorted(set(metric.buckets or ()))
     assert metric.opt_in in {"", "gen_ai_latest_experimental"}

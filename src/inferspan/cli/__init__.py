@@ -21,6 +21,8 @@ __all__ = ["CommandError", "main", "require"]
 
 _COMMANDS = {
     "demo": "traces small models on this machine, and draws what was recorded",
+    "agent": "reports the GPUs and the host of this machine over OTLP, until it is told to stop",
+    "devices": "shows the GPUs of this machine",
 }
 """Name of the command, which is also that of its module, and its line in ``inferspan --help``."""
 

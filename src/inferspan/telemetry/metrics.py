@@ -54,7 +54,7 @@ class Points:
         replaced = {m.replaces for m in semconv.METRICS.values() if m.replaces} if self._latest else set()
         self._instruments: dict[str, Any] = {}
         for metric in semconv.METRICS.values():
-            if (metric.opt_in and not self._latest) or metric.name in replaced:
+            if metric.source or (metric.opt_in and not self._latest) or metric.name in replaced:
                 continue
             self._instruments[metric.name] = _create(meter, metric, observe_active)
 

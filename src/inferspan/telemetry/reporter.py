@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 from opentelemetry import _logs, metrics, trace
 from opentelemetry.metrics import CallbackOptions, Observation
 
-from inferspan import faults, semconv
+from inferspan import devices, faults, semconv
 from inferspan.inference import scope
 from inferspan.inference.record import Inference, Lone
+from inferspan.telemetry import devices as device_instruments
 from inferspan.telemetry.finalizer import Finalizer
 from inferspan.telemetry.metrics import Points
 from inferspan.telemetry.providers import Providers
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from opentelemetry.trace import Span
 
     from inferspan.config import Settings
+    from inferspan.devices.sampler import Sampler
 
 _COLLECT_TIMEOUT_S = 5.0
 
@@ -43,6 +45,7 @@ class Reporter:
         self._providers = Providers(
             tracer_provider, meter_provider, logger_provider, self._finalizer.drain, self._at_exit
         )
+        self.sampler = devices.sampler(settings)
         self._points: Points | None = None
         self._over_children_max = 0
         self._dropped_told = {"fault": sum(faults.counts().values())}
@@ -76,6 +79,7 @@ class Reporter:
         global _current
         self._finalizer.stop(self.settings.flush_timeout)
         self._providers.release()
+        self.sampler.stop()
         if _current is self:
             _current = None
 
@@ -88,6 +92,7 @@ class Reporter:
             meter = self._providers.new_meter()
             if meter is not None:
                 self._points = Points(meter, self.settings, _observe_active)
+                device_instruments.create(meter, self.settings, _current_sampler)
 
     def _tell(self, record: Inference | Lone) -> None:
         tracer = self._providers.tracer()
@@ -156,3 +161,8 @@ def _observe_active(options: CallbackOptions) -> Iterable[Observation]:
         return
     reporter.drain(min(_COLLECT_TIMEOUT_S, reporter.settings.flush_timeout))
     yield Observation(scope.open_count())
+
+
+def _current_sampler() -> Sampler | None:
+    """The sampler behind the observable instruments of devices, which also belong to the meter for good."""
+    return None if _current is None else _current.sampler
