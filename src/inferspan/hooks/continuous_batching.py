@@ -208,11 +208,7 @@ def _open(manager: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Reque
 
 def _muted(original: Callable[..., Any]) -> Callable[..., Any]:
     def muted(self: Any, *args: Any, **kwargs: Any) -> Any:
-        token = scope.ACTIVE.set(scope.MUTED)
-        try:
-            return original(self, *args, **kwargs)
-        finally:
-            scope.ACTIVE.reset(token)
+        return scope.run_muted(original, (self, *args), kwargs)
 
     return muted
 

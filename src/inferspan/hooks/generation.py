@@ -25,7 +25,6 @@ from opentelemetry.context import Context
 from inferspan import faults, semconv
 from inferspan.hooks.patches import Patches
 from inferspan.inference import scope
-from inferspan.inference.error import type_name
 from inferspan.inference.model import id_set
 from inferspan.inference.record import Inference, Phase
 from inferspan.measure import tokens
@@ -124,16 +123,7 @@ def _generate_alone(original: Callable[..., Any], model: Any, args: tuple[Any, .
     inference = _open(model, kwargs.get("streamer"))
     if inference is None:
         return original(model, *args, **kwargs)
-    entered = scope.enter(inference)
-    error: BaseException | None = None
-    try:
-        return _generate_in(inference, original, model, args, kwargs)
-    except BaseException as raised:
-        error = raised
-        raise
-    finally:
-        scope.leave(entered)
-        scope.close(inference, error)
+    return scope.run(inference, _generate_in, (inference, original, model, args, kwargs), {})
 
 
 def _generate_in(
@@ -145,16 +135,8 @@ def _generate_in(
 ) -> Any:
     """A ``generate`` that is a phase of ``inference``."""
     phase = inference.begin(semconv.FORWARD)
-    token = scope.ACTIVE.set(phase)
-    try:
-        _note_batch(phase, model, args, kwargs)
-        return _generate_timed(phase, original, model, args, kwargs)
-    except BaseException as error:
-        phase.error = None if scope.is_cancellation(error) else type_name(error)
-        raise
-    finally:
-        scope.ACTIVE.reset(token)
-        inference.end(phase)
+    _note_batch(phase, model, args, kwargs)
+    return scope.run_phase(phase, _generate_timed, (phase, original, model, args, kwargs), {})
 
 
 def _generate_nested(
@@ -168,11 +150,7 @@ def _generate_nested(
         if running.end_ns is None:
             return original(model, *args, **kwargs)
         return _generate_again(active, running, original, model, args, kwargs)
-    token = scope.ACTIVE.set(scope.MUTED)
-    try:
-        return original(model, *args, **kwargs)
-    finally:
-        scope.ACTIVE.reset(token)
+    return scope.run_muted(original, (model, *args), kwargs)
 
 
 def _generate_again(

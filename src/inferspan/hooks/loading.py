@@ -30,18 +30,13 @@ def _from_pretrained(original: Callable[..., Any]) -> Callable[..., Any]:
         inference = None if active is not None and active.is_phase else _open(cls, args, kwargs)
         if inference is None:
             return original(cls, *args, **kwargs)
-        entered = scope.enter(inference, scope.MUTED)
-        error: BaseException | None = None
-        try:
+
+        def load() -> Any:
             result = original(cls, *args, **kwargs)
             _note_model(inference, result, kwargs)
             return result
-        except BaseException as raised:
-            error = raised
-            raise
-        finally:
-            scope.leave(entered)
-            scope.close(inference, error)
+
+        return scope.run(inference, load, (), {}, inside=scope.MUTED)
 
     return from_pretrained
 

@@ -18,7 +18,6 @@ from typing import Any
 from inferspan import faults, semconv
 from inferspan.hooks.patches import Patches
 from inferspan.inference import scope
-from inferspan.inference.error import type_name
 from inferspan.inference.record import Inference, Phase
 from inferspan.measure import tokens
 
@@ -60,7 +59,7 @@ def _install_compiled(module: ModuleType, patches: Patches) -> None:
             if is_compiling():
                 return original(self, *args, **kwargs)
             if getattr(getattr(self, "dynamo_ctx", None), "export", False):  # torch 2.4's export calls to trace
-                return _run_muted(original, self, args, kwargs)
+                return scope.run_muted(original, (self, *args), kwargs)
             active = scope.ACTIVE.get()
             model = getattr(self, "_orig_mod", None)
             modeling = sys.modules.get("transformers.modeling_utils")
@@ -110,39 +109,14 @@ def _run(
     inference = _open(model, args, kwargs)
     if inference is None:
         return function(*args, **kwargs)
-    entered = scope.enter(inference, Phase(semconv.FORWARD, inference, 0))
-    error: BaseException | None = None
-    try:
-        return function(*args, **kwargs)
-    except BaseException as raised:
-        error = raised
-        raise
-    finally:
-        scope.leave(entered)
-        scope.close(inference, error)
-
-
-def _run_muted(original: Callable[..., Any], compiled: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    token = scope.ACTIVE.set(scope.MUTED)
-    try:
-        return original(compiled, *args, **kwargs)
-    finally:
-        scope.ACTIVE.reset(token)
+    return scope.run(inference, function, args, kwargs, inside=Phase(semconv.FORWARD, inference, 0))
 
 
 def _run_in(inference: Inference, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """A forward that is a phase of an ``inference()`` block."""
     phase = inference.begin(semconv.FORWARD)
     _note_batch(inference, phase.set, args, kwargs)
-    token = scope.ACTIVE.set(phase)
-    try:
-        return function(*args, **kwargs)
-    except BaseException as error:
-        phase.error = None if scope.is_cancellation(error) else type_name(error)
-        raise
-    finally:
-        scope.ACTIVE.reset(token)
-        inference.end(phase)
+    return scope.run_phase(phase, function, args, kwargs)
 
 
 def _open(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Inference | None:

@@ -170,20 +170,6 @@ def _begin(pipeline: Any, text: str, other: str) -> Phase | None:
         return None
 
 
-def _run(phase: Phase, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Call ``function`` inside ``phase``, and end it."""
-    token = scope.ACTIVE.set(phase)
-    try:
-        return function(*args, **kwargs)
-    except BaseException as error:
-        phase.error = None if scope.is_cancellation(error) else type_name(error)
-        raise
-    finally:
-        scope.ACTIVE.reset(token)
-        if phase.inference is not None:
-            phase.inference.end(phase)
-
-
 def _next_chunk(phase: Phase, chunks: Generator[Any, Any, Any]) -> Any:
     """The next chunk, inside ``phase``. The step that finds no more of them is no call: its phase is not kept."""
     token = scope.ACTIVE.set(phase)
@@ -224,7 +210,7 @@ def _preprocess(original: Callable[..., Any]) -> Callable[..., Any]:
         phase = _begin(self, semconv.TOKENIZE, semconv.PREPROCESS)
         if phase is None:
             return original(self, *args, **kwargs)
-        return _run(phase, original, self, *args, **kwargs)
+        return scope.run_phase(phase, original, (self, *args), kwargs)
 
     return preprocess
 
@@ -235,7 +221,7 @@ def _forward(original: Callable[..., Any]) -> Callable[..., Any]:
         if phase is None:
             return original(self, *args, **kwargs)
         _note_batch(phase, self, args[0] if args else kwargs.get("model_inputs"))
-        result = _run(phase, original, self, *args, **kwargs)
+        result = scope.run_phase(phase, original, (self, *args), kwargs)
         _note_generated(phase, result)
         return result
 
@@ -280,7 +266,7 @@ def _postprocess(original: Callable[..., Any]) -> Callable[..., Any]:
             return original(self, *args, **kwargs)
         if phase.inference is not None:
             phase.inference.items += 1
-        return _run(phase, original, self, *args, **kwargs)
+        return scope.run_phase(phase, original, (self, *args), kwargs)
 
     return postprocess
 

@@ -43,7 +43,7 @@ def _phase(
                 _guarded(note, phase, args, kwargs, result)
                 return result
             except BaseException as error:
-                phase.error = type_name(error)
+                phase.error = None if scope.is_cancellation(error) else type_name(error)
                 raise
             finally:
                 scope.ACTIVE.reset(token)

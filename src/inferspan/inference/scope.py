@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+from collections.abc import Callable
 from contextvars import ContextVar, Token
 from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any, Protocol
@@ -23,7 +24,7 @@ from opentelemetry.instrumentation.utils import is_instrumentation_enabled
 from opentelemetry.trace import get_current_span, set_span_in_context
 
 from inferspan import faults
-from inferspan.inference.error import Failure, failure_of
+from inferspan.inference.error import Failure, failure_of, type_name
 from inferspan.inference.model import ModelFacts, describe, facts_of
 from inferspan.inference.record import Inference, Lone, Phase
 from inferspan.measure.process import ResidentMemory, cpu_time_ns
@@ -187,6 +188,49 @@ def close(
         sink.submit(inference)
     except Exception:  # noqa: BLE001
         faults.note("scope.close")
+
+
+def run(
+    inference: Inference,
+    function: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    inside: Phase | None = None,
+) -> Any:
+    """Call ``function`` once inside the inference, and close that with what came of it."""
+    entered = enter(inference, inside)
+    try:
+        result = function(*args, **kwargs)
+    except BaseException as error:
+        leave(entered)
+        close(inference, error)
+        raise
+    leave(entered)
+    close(inference)
+    return result
+
+
+def run_phase(phase: Phase, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Call ``function`` once inside a phase of an inference, and end the phase."""
+    token = ACTIVE.set(phase)
+    try:
+        return function(*args, **kwargs)
+    except BaseException as error:
+        phase.error = None if is_cancellation(error) else type_name(error)
+        raise
+    finally:
+        ACTIVE.reset(token)
+        if phase.inference is not None:
+            phase.inference.end(phase)
+
+
+def run_muted(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Call ``function`` once where no hook records."""
+    token = ACTIVE.set(MUTED)
+    try:
+        return function(*args, **kwargs)
+    finally:
+        ACTIVE.reset(token)
 
 
 def begin_phase(name: str) -> Phase | None:
