@@ -156,17 +156,21 @@ def _dropped(inference: Inference) -> None:
 
 
 def _request_of(state: Any) -> _Request | None:
-    found = vars(state).get(_REQUEST)
-    if not isinstance(found, _Request):
-        return None
-    if found.id is not None and found.id != state.request_id:
-        # Forked by way of a restart, where the cache had no room for a copy: it waits for its turn like any other.
-        fork = vars(state)[_REQUEST] = found.fork()
-        if fork is None:
+    try:
+        found = vars(state).get(_REQUEST)
+        if not isinstance(found, _Request):
             return None
-        found = fork
-    found.id = state.request_id
-    return found
+        if found.id is not None and found.id != state.request_id:
+            # Forked by way of a restart, where the cache had no room for a copy: it waits for its turn like any other.
+            fork = vars(state)[_REQUEST] = found.fork()
+            if fork is None:
+                return None
+            found = fork
+        found.id = state.request_id
+        return found
+    except Exception:  # noqa: BLE001
+        faults.note("continuous_batching.request")
+        return None
 
 
 def _add_request(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -308,7 +312,7 @@ def _finish(state: Any, failed: str | None = None, *, cancelled: bool = False) -
 
 def _handle_critical_error(original: Callable[..., Any]) -> Callable[..., Any]:
     def handle_critical_error(self: Any, error: Any, *args: Any, **kwargs: Any) -> Any:
-        waiting = list(self.input_queue.queue)
+        waiting = _waiting_states(self)
         result = original(self, error, *args, **kwargs)
         for state in waiting:  # 4.57 throws away what waits for a loop that could not even begin
             if isinstance(error, BaseException):
@@ -316,6 +320,14 @@ def _handle_critical_error(original: Callable[..., Any]) -> Callable[..., Any]:
         return result
 
     return handle_critical_error
+
+
+def _waiting_states(manager: Any) -> list[Any]:
+    try:
+        return list(manager.input_queue.queue)
+    except Exception:  # noqa: BLE001 - a queue of another kind
+        faults.note("continuous_batching.waiting")
+        return []
 
 
 def _remember_error(state: Any, error: Any) -> None:

@@ -137,11 +137,14 @@ def _patch_phases(cls: type, patches: Patches) -> None:
     if cls in _patched_classes and _patched_classes[cls] is patches:
         return
     _patched_classes[cls] = patches
-    for name, make in _METHODS.items():
-        owner = next((base for base in cls.__mro__ if name in vars(base)), None)
-        # A static method, a partial or a callable object is called otherwise than our replacement would call it.
-        if owner is not None and inspect.isfunction(vars(owner)[name]):
-            patches.wrap(owner, name, make)
+    try:
+        for name, make in _METHODS.items():
+            owner = next((base for base in cls.__mro__ if name in vars(base)), None)
+            # A static method, a partial or a callable object is called otherwise than our replacement would call it.
+            if owner is not None and inspect.isfunction(vars(owner)[name]):
+                patches.wrap(owner, name, make)
+    except Exception:  # noqa: BLE001 - a metaclass that lets nothing be set
+        faults.note("pipelines.patch")
 
 
 _patched_classes: weakref.WeakKeyDictionary[type, Patches] = weakref.WeakKeyDictionary()
