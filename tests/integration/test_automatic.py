@@ -111,11 +111,7 @@ def test_waterfall_without_a_line_of_code() -> None:
     done = run(CLASSIFY, OTEL_TRACES_EXPORTER="inferspan_console")
 
     assert shape(done.stdout + done.stderr) == (
-        "trace … · …\n"
-        "text-classification Bert … 7 tokens in · cold\n"
-        "├─ tokenize …\n"
-        "├─ forward …\n"
-        "└─ detokenize …"
+        "trace … · …\ntext-classification Bert … 7 tokens in · cold\n├─ tokenize …\n├─ forward …\n└─ detokenize …"
     )
 
 
