@@ -324,22 +324,20 @@ class _Stream:
             return function(result)
         entered = scope.enter(inference)
         start_ns = perf_counter_ns()
-        error: BaseException | None = None
-        over = False
         try:
-            return function(result)
-        except StopIteration:
-            over = True
+            item = function(result)
+        except BaseException as error:
+            self._left(inference, entered, start_ns)
+            scope.close(inference, None if isinstance(error, StopIteration) else error)
             raise
-        except BaseException as raised:
-            over, error = True, raised
-            raise
-        finally:
-            scope.leave(entered)
-            inference.last_ns = perf_counter_ns()
-            inference.busy_ns = (inference.busy_ns or 0) + inference.last_ns - start_ns
-            if over:
-                scope.close(inference, error)
+        self._left(inference, entered, start_ns)
+        return item
+
+    @staticmethod
+    def _left(inference: Inference, entered: scope.Entered, start_ns: int) -> None:
+        scope.leave(entered)
+        inference.last_ns = perf_counter_ns()
+        inference.busy_ns = (inference.busy_ns or 0) + inference.last_ns - start_ns
 
     def begin_again(self) -> None:
         """A result that is iterated once more after its end, or goes on after an error: one more inference."""

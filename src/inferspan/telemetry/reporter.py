@@ -95,17 +95,15 @@ class Reporter:
                 device_instruments.create(meter, self.settings, _current_sampler)
 
     def _tell(self, record: Inference | Lone) -> None:
+        # the points first: their exemplars need nothing of the spans, and a span processor may raise
+        self._tell_points(record)
         tracer = self._providers.tracer()
         if isinstance(record, Lone):
             tell_lone(tracer, record)
-        else:
-            # the points first: their exemplars need nothing of the spans, and a span processor may raise
-            self._tell_points(record)
-            if self.settings.content_in_events:
-                self._tell_event(record)
-            tell_inference(tracer, record, self.settings)
             return
-        self._tell_points(record)
+        if self.settings.content_in_events:
+            self._tell_event(record)
+        tell_inference(tracer, record, self.settings)
 
     def _tell_points(self, record: Inference | Lone) -> None:
         try:

@@ -88,9 +88,7 @@ def _tell_phase(tracer: Tracer, phase: Phase, context: Context | None, offset_ns
     span = tracer.start_span(phase.name, context, SpanKind.INTERNAL, attributes, start_time=phase.start_ns + offset_ns)
     if phase.generation is not None:
         _tell_generation(tracer, phase.generation, phase, set_span_in_context(span, context), offset_ns)
-    if phase.error is not None:
-        span.set_attribute(semconv.ERROR_TYPE, phase.error)
-        span.set_status(Status(StatusCode.ERROR))
+    _mark(span, phase.error)
     span.end(phase.end_ns + offset_ns)
 
 
@@ -100,10 +98,7 @@ def _tell_generation(tracer: Tracer, generation: Generation, phase: Phase, conte
     if first_ns is None and phase.error is None:
         return  # a decoding loop of the program's own that never asks whether to go on: nothing tells its steps
     prefill = tracer.start_span(semconv.PREFILL, context, SpanKind.INTERNAL, start_time=generation.start_ns + offset_ns)
-    failed_in_prefill = first_ns is None and phase.error is not None
-    if failed_in_prefill and phase.error is not None:
-        prefill.set_attribute(semconv.ERROR_TYPE, phase.error)
-        prefill.set_status(Status(StatusCode.ERROR))
+    _mark(prefill, phase.error if first_ns is None else None)
     prefill.end((end_ns if first_ns is None else first_ns) + offset_ns)
     if first_ns is None or (generation.steps < 2 and phase.error is None):
         return
@@ -114,10 +109,14 @@ def _tell_generation(tracer: Tracer, generation: Generation, phase: Phase, conte
         {semconv.DECODE_STEPS: generation.steps - 1},
         start_time=first_ns + offset_ns,
     )
-    if phase.error is not None:
-        decode.set_attribute(semconv.ERROR_TYPE, phase.error)
-        decode.set_status(Status(StatusCode.ERROR))
+    _mark(decode, phase.error)
     decode.end(end_ns + offset_ns)
+
+
+def _mark(span: Span, error: str | None) -> None:
+    if error is not None:
+        span.set_attribute(semconv.ERROR_TYPE, error)
+        span.set_status(Status(StatusCode.ERROR))
 
 
 def _root_attributes(inference: Inference, settings: Settings) -> dict[str, Any]:
