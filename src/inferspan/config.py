@@ -21,6 +21,8 @@ from inferspan.faults import warn
 from inferspan.semconv import LATEST
 
 HOOKS = ("pipelines", "generation", "continuous_batching", "tokenizers", "models", "loading")
+MEASURES = ("gpu_time", "memory", "flops", "energy", "leaks", "compiles")
+HOST_ALLOCATIONS = "host_allocations"
 DEVICE_DETAILS = ("slow", "gpm", "xid")
 CONTENT_MODES = ("NO_CONTENT", "SPAN_ONLY", "EVENT_ONLY", "SPAN_AND_EVENT")
 
@@ -39,6 +41,8 @@ class Settings:
     models_max: int = 100
     metrics: bool = True
     process_stats: bool = True
+    measure: frozenset[str] = frozenset(MEASURES)
+    gpu_timers_max: int = 2048
     flush_timeout: float = 30.0
     latest_conventions: bool = False
     devices: str = "auto"
@@ -148,6 +152,13 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("metrics", "INFERSPAN_METRICS", _boolean, "true, false", "Whether metrics are recorded"),
     Setting("process_stats", "INFERSPAN_PROCESS_STATS", _boolean, "true, false",
         "Whether CPU time and resident memory of the process are read at each inference"),
+    Setting("measure", "INFERSPAN_MEASURE", _names((*MEASURES, HOST_ALLOCATIONS)),
+        "comma list of " + ", ".join((*MEASURES, HOST_ALLOCATIONS)),
+        "What is measured of each inference: `gpu_time` by events, `memory` from the device's allocator, `flops` in "
+        "closed form, `energy` and clock of the board, `leaks` by a trend test, `compiles` of torch.compile. Not by "
+        "default `host_allocations`, Python's own by phase: `tracemalloc` slows the whole program down"),
+    Setting("gpu_timers_max", "INFERSPAN_GPU_TIMERS_MAX", _integer(0, 100000), "0 to 100000",
+        "Phases that may be timed on one GPU at once, with up to three events each; beyond it GPU time is absent"),
     Setting("flush_timeout", "INFERSPAN_FLUSH_TIMEOUT", _seconds(0, 3600), "0 to 3600 seconds",
         "How long exit, `uninstrument()` and the providers' own flush may wait for finished inferences to be told"),
     Setting("latest_conventions", "OTEL_SEMCONV_STABILITY_OPT_IN", _opted_in,

@@ -14,6 +14,8 @@ from inferspan import config, faults, hooks
 from inferspan.inference import scope
 from inferspan.telemetry.reporter import Reporter
 
+# What is measured by hooks of its own, whichever libraries are instrumented.
+_NEEDED = {"gpu_time": "graphs", "compiles": "compilation"}
 _PROVIDERS = ("tracer_provider", "meter_provider", "logger_provider")
 _lock = threading.RLock()
 
@@ -53,7 +55,8 @@ class InferspanInstrumentor(BaseInstrumentor):  # type: ignore[misc]  # its modu
         reporter = Reporter(settings, **providers)
         InferspanInstrumentor._reporter = reporter
         scope.connect(reporter)
-        hooks.install(settings.hooks)
+        needed = {hook for measure, hook in _NEEDED.items() if measure in settings.measure}
+        hooks.install(settings.hooks | needed)
 
     def _uninstrument(self, **kwargs: Any) -> None:
         hooks.remove()

@@ -206,6 +206,98 @@ INPUT_DEVICE = _attribute("inferspan.input.device", "string",
     "Device of the ids handed to `decode`: off the host, the span includes the copy and the wait for it",
     absent="on the host")
 
+# -- what it did to the accelerator and to memory (docs/measurements.md) --------------------------------------------
+
+GPU_TIME = _attribute("inferspan.gpu.time", "double",
+    "Time on the accelerator, between events on the current stream of the input's device; it includes the gaps in "
+    "which the device waited for the host", unit="s",
+    absent="not on CUDA, ROCm or XPU; inside the capture of a graph; or the device did not answer within 5 s")
+GPU_BUSY_SHARE = _attribute("inferspan.gpu.busy_share", "double",
+    "GPU time / duration of the inference: the rest was tokenization, detokenization and waiting", unit="1",
+    absent="no GPU time")
+GPU_PENDING = _attribute("inferspan.gpu.pending", "boolean",
+    "On a forward: true where the device still had work when the call returned, so it is the slower one; false where "
+    "it had finished, so it waited for the host (launch-bound), or the call itself waits, as `generate()` does",
+    absent="no GPU time")
+GPU_CYCLES = _attribute("inferspan.gpu.cycles", "int", "GPU time * SM clock: an estimate", unit="{cycle}",
+    absent="no GPU time, or no clock")
+GPU_CYCLES_SOURCE = _attribute("inferspan.gpu.cycles_source", "string",
+    "`sm_clock`: mean of NVML's samples of the SM clock in the inference, or the nearest one", absent="no cycles")
+MEMORY_BEFORE = _attribute("inferspan.memory.before", "int",
+    "Bytes that torch's allocator had handed out on the device before the first forward", unit="By",
+    absent="not on a device with an allocator that counts")
+MEMORY_AFTER = _attribute("inferspan.memory.after", "int", "The same, at the end of the inference", unit="By",
+    absent="as before")
+MEMORY_PEAK = _attribute("inferspan.memory.peak", "int",
+    "Highest value in between. The program's peak counter is never reset: where the inference did not raise it, this "
+    "is an upper bound", unit="By", absent="as before, or the program reset its counter meanwhile")
+MEMORY_PEAK_EXACT = _attribute("inferspan.memory.peak_exact", "boolean", "false where the peak is an upper bound",
+    absent="the peak is exact")
+MEMORY_PEAK_LEAST = _attribute("inferspan.memory.peak_least", "int", "Lower bound of the peak", unit="By",
+    absent="the peak is exact")
+MEMORY_ALLOCATED = _attribute("inferspan.memory.allocated", "int",
+    "Sum of all allocations in between, those that were freed again included", unit="By", absent="as before")
+MEMORY_HELD = _attribute("inferspan.memory.reserved", "int", "Bytes that the allocator holds of the device, at the end",
+    unit="By", absent="as before")
+MEMORY_RETRIES = _attribute("inferspan.memory.retries", "int",
+    "How often the allocator had to empty its cache to satisfy a request, and so waited for the device",
+    unit="{retry}", absent="never")
+MEMORY_FRAGMENTATION = _attribute("inferspan.memory.fragmentation", "double",
+    "Share of the reserved bytes that lies in split blocks and can be neither used whole nor given back", unit="1",
+    absent="as before")
+MEMORY_ACTIVATIONS = _attribute("inferspan.memory.activations", "int",
+    "Peak - before - KV cache: what the forward itself needed at once", unit="By",
+    absent="the peak is not exact, or other inferences ran meanwhile")
+MEMORY_SHARED = _attribute("inferspan.memory.shared", "boolean",
+    "true where other inferences ran meanwhile: the readings of memory are of all of them", absent="it ran alone")
+KV_CACHE_SIZE = _attribute("inferspan.kv_cache.size", "int",
+    "Keys and values of all layers at the end of the generation, in closed form from the model's shape and dtype",
+    unit="By", absent="nothing is generated, or the model's shape does not tell")
+MEMORY_USAGE_BEFORE = _attribute("inferspan.process.memory_before", "int",
+    "Resident set of the process at the start of the inference", unit="By", absent="not on Linux, or not readable")
+HOST_ALLOCATED = _attribute("inferspan.host.allocated", "int",
+    "Bytes of Python objects that the phase left behind, by `tracemalloc`; torch's own memory is not in it", unit="By",
+    absent="`host_allocations` is not in `INFERSPAN_MEASURE`")
+HOST_PEAK = _attribute("inferspan.host.peak", "int", "Highest value above that at its start, in the phase", unit="By",
+    absent="as before, or an earlier phase was higher")
+OOM_REQUESTED = _attribute("inferspan.out_of_memory.requested", "int", "Bytes that were asked for", unit="By",
+    absent="the error does not say")
+OOM_FREE = _attribute("inferspan.out_of_memory.free", "int", "Bytes that were free on the device", unit="By",
+    absent="the error does not say")
+FLOPS = _attribute("inferspan.flops.count", "int",
+    "Floating-point operations of matrix products, convolutions and attention, padding included (2 for a "
+    "multiply-add)", unit="{flop}", absent="the model's shape does not tell")
+FLOPS_METHOD = _attribute("inferspan.flops.method", "string",
+    "`linear_inventory`: in closed form from the model's linears and the shapes of the call (docs/flops.md)",
+    absent="no FLOPs")
+FLOPS_EXACT = _attribute("inferspan.flops.exact", "boolean", "false where a part was left out or assumed",
+    absent="all is counted")
+FLOPS_UTILIZATION = _attribute("inferspan.flops.utilization", "double",
+    "MFU: FLOPs / (GPU time * dense peak of the device for the model's dtype)", unit="1",
+    absent="no GPU time, several devices, or the device or dtype is not in the table")
+BANDWIDTH_UTILIZATION = _attribute("inferspan.memory.bandwidth_utilization", "double",
+    "On decode: bytes of weights and KV cache that its steps read / (GPU time * memory bandwidth of the device)",
+    unit="1", absent="as before, or the model's bytes are not known")
+ENERGY_CONSUMPTION = _attribute("inferspan.energy.consumption", "double",
+    "Energy of the board during the inference, idle draw and other processes included", unit="J",
+    absent="shorter than 1 s, no GPU, or no energy counter")
+ENERGY_METHOD = _attribute("inferspan.energy.method", "string",
+    "`board_counter`; `board_counter_shared` where other inferences ran meanwhile: at each moment an equal share",
+    absent="no energy")
+COMPILE_TIME = _attribute("inferspan.compile.time", "double", "Time that torch.compile took in this inference",
+    unit="s", absent="nothing was compiled")
+COMPILE_COUNT = _attribute("inferspan.compile.count", "int", "Graphs that it compiled", unit="{graph}",
+    absent="nothing was compiled")
+COMPILE_REASON = _attribute("inferspan.compile.reason", "string",
+    "Why torch compiled anew: the guard that failed, cut at 512 characters", absent="torch does not say")
+COMPILE_FUNCTION = _attribute("inferspan.compile.function", "string", "Function that was compiled",
+    absent="torch gave up: the limit of recompilations was reached")
+COMPILE_LOCATION = _attribute("inferspan.compile.location", "string", "Its file, without the folder, and first line",
+    absent="as before")
+GROWTH = _attribute("inferspan.memory.growth", "double", "Bytes that each inference leaves behind", unit="By")
+GROWN = _attribute("inferspan.memory.grown", "int", "Bytes by which memory has grown in the window", unit="By")
+WINDOW = _attribute("inferspan.memory.window", "int", "Inferences in the window", unit="{inference}")
+
 # -- the model: on its `load` span, and on the first inference of the instance ------------------------------------
 
 MODEL_CLASS = _attribute("inferspan.model.class", "string", "Class of the model")
@@ -326,6 +418,9 @@ _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 _RATIO = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 _LOAD = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 320.0, 640.0)
 
+_BYTES = tuple(2.0**power for power in range(20, 41, 2))
+_JOULES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0)
+
 LATEST = "gen_ai_latest_experimental"
 _COMMON = (OPERATION_NAME, PROVIDER_NAME, REQUEST_MODEL)
 
@@ -368,6 +463,33 @@ COLD_STARTS = _metric("inferspan.inference.cold_starts", "counter", "{inference}
     "First inferences of a model instance", *_COMMON)
 LOAD_DURATION = _metric("inferspan.load.duration", "histogram", "s", "Duration of `from_pretrained` of a model",
     PROVIDER_NAME, REQUEST_MODEL, ERROR_TYPE, buckets=_LOAD)
+GPU_TIMES = _metric("inferspan.gpu.time", "histogram", "s",
+    "Time on the accelerator in one phase of one inference, summed over its calls", OPERATION_NAME, REQUEST_MODEL,
+    PHASE_NAME, buckets=_PHASE)
+MEMORY_PEAKS = _metric("inferspan.memory.peak", "histogram", "By",
+    "Highest value of the device's allocator in one inference; an upper bound where it was not raised", REQUEST_MODEL,
+    DEVICE, buckets=_BYTES)
+MEMORY_AFTERWARDS = _metric("inferspan.memory.after", "gauge", "By",
+    "What the device's allocator had handed out after the last inference", REQUEST_MODEL, DEVICE)
+MEMORY_GROWTH = _metric("inferspan.memory.growth", "gauge", "By",
+    "Bytes that each inference leaves behind, on the device or, for `cpu`, in the process; 0 where there is no trend "
+    "(docs/leaks.md)", REQUEST_MODEL, DEVICE)
+OUT_OF_MEMORY = _metric("inferspan.out_of_memory", "counter", "{error}", "Allocations that failed in an inference",
+    REQUEST_MODEL, DEVICE)
+KV_CACHE_SIZES = _metric("inferspan.kv_cache.size", "histogram", "By",
+    "Keys and values at the end of one generation", OPERATION_NAME, REQUEST_MODEL, buckets=_BYTES)
+FLOPS_DONE = _metric("inferspan.flops", "counter", "{flop}", "Floating-point operations, padding included",
+    OPERATION_NAME, REQUEST_MODEL, PHASE_NAME)
+FLOPS_UTILIZATIONS = _metric("inferspan.flops.utilization", "histogram", "1",
+    "MFU of one phase of one inference", OPERATION_NAME, REQUEST_MODEL, PHASE_NAME, buckets=_RATIO)
+ENERGY_CONSUMED = _metric("inferspan.energy.consumption", "counter", "J",
+    "Energy of inferences that were long enough to have one", OPERATION_NAME, REQUEST_MODEL)
+ENERGY_PER_TOKEN = _metric("inferspan.energy.per_output_token", "histogram", "J",
+    "Energy of one inference / tokens that it generated", OPERATION_NAME, REQUEST_MODEL, buckets=_JOULES)
+COMPILE_DURATION = _metric("inferspan.compile.duration", "histogram", "s",
+    "Time that torch.compile took in one inference that compiled", OPERATION_NAME, REQUEST_MODEL, buckets=_LOAD)
+RECOMPILES = _metric("inferspan.compile.recompiles", "counter", "{recompile}",
+    "Graphs that torch compiled anew, since a guard of the first failed", OPERATION_NAME, REQUEST_MODEL)
 DROPPED = _metric("inferspan.overhead.dropped", "counter", "{record}",
     "Children and records that were left out, by reason", DROP_REASON)
 
@@ -481,6 +603,27 @@ EVENTS[EXCEPTION_EVENT] = Event(
     "span event",
     "The exception that ended the inference",
     (EXCEPTION_TYPE, EXCEPTION_STACKTRACE, EXCEPTION_MESSAGE),
+)
+OUT_OF_MEMORY_EVENT = "inferspan.out_of_memory"
+EVENTS[OUT_OF_MEMORY_EVENT] = Event(
+    OUT_OF_MEMORY_EVENT,
+    "span event",
+    "An allocation failed. The batch and sequence that did it are on the same span",
+    (OOM_REQUESTED, OOM_FREE, MEMORY_AFTER, MEMORY_HELD, MEMORY_FRAGMENTATION),
+)
+RECOMPILE_EVENT = "inferspan.recompile"
+EVENTS[RECOMPILE_EVENT] = Event(
+    RECOMPILE_EVENT,
+    "span event",
+    "torch compiled a graph anew during this inference; at most 8 of them",
+    (COMPILE_FUNCTION, COMPILE_LOCATION, COMPILE_REASON, COMPILE_TIME, ERROR_TYPE),
+)
+LEAK_EVENT = "inferspan.memory.leak"
+EVENTS[LEAK_EVENT] = Event(
+    LEAK_EVENT,
+    "span event",
+    "Memory has grown with each inference of this model for a whole window (docs/leaks.md)",
+    (DEVICE, GROWTH, GROWN, WINDOW),
 )
 DETAILS_EVENT = "gen_ai.client.inference.operation.details"
 EVENTS[DETAILS_EVENT] = Event(

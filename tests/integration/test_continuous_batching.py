@@ -37,6 +37,7 @@ ATTRIBUTES = {
     "inferspan.cold": False,
     "inferspan.device": "cpu",
     "inferspan.process.cpu_time": ...,
+    "inferspan.process.memory_before": ...,
     "inferspan.process.memory_usage": ...,
     "inferspan.sequence.length": 3,
     "inferspan.time_per_output_token": ...,

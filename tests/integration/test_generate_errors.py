@@ -73,7 +73,8 @@ def test_generate_raises_records_what_and_where(
         assert span.attributes.get("error.type") == (kind if name in failed else None)
         assert span.status.status_code is (trace.StatusCode.ERROR if name in failed else trace.StatusCode.UNSET)
         assert span.status.description is None
-    (event,) = recorder.span("text_completion").events
+    *before, event = recorder.span("text_completion").events
+    assert [e.name for e in before] == (["inferspan.out_of_memory"] if "OutOfMemory" in kind else [])
     assert event.name == "exception"
     assert set(event.attributes) == {"exception.type", "exception.stacktrace"}
     assert event.attributes["exception.type"] == kind

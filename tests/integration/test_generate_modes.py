@@ -27,6 +27,7 @@ ROOT = {
     "inferspan.cold": False,
     "inferspan.device": "cpu",
     "inferspan.process.cpu_time": ...,
+    "inferspan.process.memory_before": ...,
     "inferspan.process.memory_usage": ...,
     "inferspan.time_per_output_token": ...,
     "inferspan.time_to_first_token": ...,

@@ -14,7 +14,7 @@ import transformers
 
 import inferspan
 from support import tiny
-from support.recorder import MODEL_FACTS, Recorder
+from support.recorder import FIGURES, MODEL_FACTS, Recorder
 
 IDS = torch.tensor([[10, 20, 30, 40]])
 
@@ -60,7 +60,7 @@ def test_generate_inside_a_block_is_its_phase(recorder: Recorder) -> None:
         result = model.generate(**inputs, max_new_tokens=4, do_sample=False)
         tokenizer.batch_decode(result)
     assert recorder.trees() == [("answer", "tokenize", GENERATION, "detokenize")]
-    assert recorder.attributes("answer", without=MODEL_FACTS) == {
+    assert recorder.attributes("answer", without=MODEL_FACTS | FIGURES) == {
         "gen_ai.operation.name": "chat",
         "gen_ai.provider.name": "huggingface",
         "gen_ai.request.max_tokens": 4,
@@ -72,6 +72,7 @@ def test_generate_inside_a_block_is_its_phase(recorder: Recorder) -> None:
         "inferspan.cold": True,
         "inferspan.device": "cpu",
         "inferspan.process.cpu_time": ...,
+        "inferspan.process.memory_before": ...,
         "inferspan.process.memory_usage": ...,
         "inferspan.request.do_sample": False,
         "inferspan.sequence.length": inputs["input_ids"].shape[1],

@@ -32,6 +32,7 @@ STREAMED = {
     "inferspan.cold": False,
     "inferspan.device": "cpu",
     "inferspan.process.cpu_time": ...,
+    "inferspan.process.memory_before": ...,
     "inferspan.process.memory_usage": ...,
     "inferspan.sequence.length": 4,
     "inferspan.time_per_output_token": ...,

@@ -40,6 +40,7 @@ LOADED = {
     "inferspan.model.parameters": 44192,
     "inferspan.model.type": "llama",
     "inferspan.process.cpu_time": ...,
+    "inferspan.process.memory_before": ...,
     "inferspan.process.memory_usage": ...,
 }
 
@@ -226,6 +227,7 @@ def test_load_that_fails_leaks_no_path(part: str, folder: str, tmp_path: Path, b
         "gen_ai.provider.name": "huggingface",
         "gen_ai.request.model": "missing",
         "inferspan.process.cpu_time": ...,
+        "inferspan.process.memory_before": ...,
         "inferspan.process.memory_usage": ...,
     }
     span = bare_recorder.span("load")

@@ -29,6 +29,7 @@ FORWARD = {
     "inferspan.cold": False,
     "inferspan.device": "cpu",
     "inferspan.process.cpu_time": ...,
+    "inferspan.process.memory_before": ...,
     "inferspan.process.memory_usage": ...,
     "inferspan.sequence.length": 4,
 }

@@ -31,7 +31,7 @@ from inferspan import semconv
 from inferspan.hooks.patches import is_ours
 from inferspan.inference import scope
 from support import tiny
-from support.recorder import MEASURED, MODEL_FACTS, Recorder
+from support.recorder import FIGURES, MEASURED, MODEL_FACTS, Recorder
 from support.tiny import SENTENCES
 
 THREE = [SENTENCES[0], SENTENCES[9], SENTENCES[3]]
@@ -50,6 +50,7 @@ COMMON = {
     "inferspan.cold": False,
     "inferspan.device": "cpu",
     "inferspan.process.cpu_time": ...,
+    "inferspan.process.memory_before": ...,
     "inferspan.process.memory_usage": ...,
 }
 CLASSIFIER_FACTS = {
@@ -137,6 +138,7 @@ def told(recorder: Recorder) -> list[tuple[str, dict[str, Any]]]:
             {
                 key: ... if key in MEASURED else value
                 for key, value in (span.attributes or {}).items()
+                if key not in FIGURES
                 if key not in MODEL_FACTS
             },
         )

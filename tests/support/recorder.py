@@ -25,6 +25,7 @@ MEASURED = {
     semconv.PHASE_TIME,
     semconv.BUSY_TIME,
     semconv.CPU_TIME,
+    semconv.MEMORY_USAGE_BEFORE,
     semconv.MEMORY_USAGE,
     semconv.LOAD_TIME,
     semconv.EXCEPTION_STACKTRACE,
@@ -40,6 +41,14 @@ MODEL_FACTS = {
     semconv.MODEL_ATTENTION,
 }
 """What a model that was not loaded by from_pretrained tells on its first inference."""
+
+FIGURES = {
+    semconv.FLOPS,
+    semconv.FLOPS_METHOD,
+    semconv.FLOPS_EXACT,
+    semconv.KV_CACHE_SIZE,
+}
+"""What the models' own numbers decide; test_figures and test_flops look at them."""
 
 
 class Recorder:
@@ -101,7 +110,7 @@ class Recorder:
 
         return [tree(root) for root in roots]
 
-    def attributes(self, name: str, *, without: set[str] = frozenset()) -> dict[str, Any]:  # type: ignore[assignment]
+    def attributes(self, name: str, *, without: set[str] = FIGURES) -> dict[str, Any]:
         """Attributes of the one span ``name``, measured values as ``...``."""
         return {
             key: ... if key in MEASURED else value

@@ -10,12 +10,13 @@ import pytest
 
 import inferspan
 from inferspan import config
-from inferspan.config import HOOKS, SETTINGS, Settings, load
+from inferspan.config import HOOKS, MEASURES, SETTINGS, Settings, load
 from inferspan.inference import scope
 from inferspan.instrumentors import InferspanInstrumentor
 from support.recorder import Recorder
 
 HOOKS_ALLOWED = "comma list of pipelines, generation, continuous_batching, tokenizers, models, loading"
+MEASURE_ALLOWED = "comma list of gpu_time, memory, flops, energy, leaks, compiles, host_allocations"
 HOOKS_DEFAULT = "continuous_batching,generation,loading,models,pipelines,tokenizers"
 CONTENT = "OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT"
 OPT_IN = "OTEL_SEMCONV_STABILITY_OPT_IN"
@@ -31,6 +32,8 @@ DEFAULTS = {
     "models_max": 100,
     "metrics": True,
     "process_stats": True,
+    "measure": frozenset(MEASURES),
+    "gpu_timers_max": 2048,
     "flush_timeout": 30.0,
     "latest_conventions": False,
     "devices": "auto",
@@ -60,6 +63,9 @@ TAKEN = [
     ("INFERSPAN_MODELS_MAX", "2000", "models_max", 2000),
     ("INFERSPAN_METRICS", "FALSE", "metrics", False),
     ("INFERSPAN_PROCESS_STATS", "false", "process_stats", False),
+    ("INFERSPAN_MEASURE", "flops, host_allocations", "measure", frozenset({"flops", "host_allocations"})),
+    ("INFERSPAN_MEASURE", ",", "measure", frozenset()),
+    ("INFERSPAN_GPU_TIMERS_MAX", "0", "gpu_timers_max", 0),
     ("INFERSPAN_FLUSH_TIMEOUT", "0", "flush_timeout", 0.0),
     ("INFERSPAN_FLUSH_TIMEOUT", "2.5", "flush_timeout", 2.5),
     ("INFERSPAN_FLUSH_TIMEOUT", "3600", "flush_timeout", 3600.0),
@@ -89,6 +95,8 @@ REFUSED = [
     ("INFERSPAN_MODELS_MAX", "2001", "1 to 2000", "100"),
     ("INFERSPAN_METRICS", "1", "true, false", "True"),
     ("INFERSPAN_PROCESS_STATS", "yes", "true, false", "True"),
+    ("INFERSPAN_MEASURE", "flop", MEASURE_ALLOWED, "'compiles,energy,flops,gpu_time,leaks,memory'"),
+    ("INFERSPAN_GPU_TIMERS_MAX", "100001", "0 to 100000", "2048"),
     ("INFERSPAN_FLUSH_TIMEOUT", "-1", "0 to 3600 seconds", "30.0"),
     ("INFERSPAN_FLUSH_TIMEOUT", "3601", "0 to 3600 seconds", "30.0"),
     ("INFERSPAN_FLUSH_TIMEOUT", "nan", "0 to 3600 seconds", "30.0"),
@@ -115,6 +123,8 @@ KEYWORDS_TAKEN = [
     ("metrics", False, False),
     ("metrics", "false", False),
     ("process_stats", False, False),
+    ("measure", ["flops"], frozenset({"flops"})),
+    ("gpu_timers_max", 5, 5),
     ("flush_timeout", 1, 1.0),
     ("flush_timeout", 0.25, 0.25),
     ("latest_conventions", True, True),
@@ -146,6 +156,8 @@ KEYWORDS_REFUSED = [
     ("metrics", "on"),
     ("metrics", None),
     ("process_stats", 0),
+    ("measure", ["flop"]),
+    ("gpu_timers_max", -1),
     ("flush_timeout", True),
     ("flush_timeout", float("nan")),
     ("latest_conventions", 1),
@@ -386,8 +398,10 @@ def test_environment_variable_module_lists_only_names_of_our_own() -> None:
         "OTEL_INFERSPAN_DEVICES_INTERVAL",
         "OTEL_INFERSPAN_DEVICES_LOCK",
         "OTEL_INFERSPAN_FLUSH_TIMEOUT",
+        "OTEL_INFERSPAN_GPU_TIMERS_MAX",
         "OTEL_INFERSPAN_HOOKS",
         "OTEL_INFERSPAN_LOCAL_MODEL_NAME",
+        "OTEL_INFERSPAN_MEASURE",
         "OTEL_INFERSPAN_METRICS",
         "OTEL_INFERSPAN_MODELS_MAX",
         "OTEL_INFERSPAN_PROCESS_STATS",

@@ -107,6 +107,8 @@ def test_settings_and_their_variables() -> None:
         "models_max": ("INFERSPAN_MODELS_MAX", "OTEL_INFERSPAN_MODELS_MAX"),
         "metrics": ("INFERSPAN_METRICS", "OTEL_INFERSPAN_METRICS"),
         "process_stats": ("INFERSPAN_PROCESS_STATS", "OTEL_INFERSPAN_PROCESS_STATS"),
+        "measure": ("INFERSPAN_MEASURE", "OTEL_INFERSPAN_MEASURE"),
+        "gpu_timers_max": ("INFERSPAN_GPU_TIMERS_MAX", "OTEL_INFERSPAN_GPU_TIMERS_MAX"),
         "flush_timeout": ("INFERSPAN_FLUSH_TIMEOUT", "OTEL_INFERSPAN_FLUSH_TIMEOUT"),
         "latest_conventions": ("OTEL_SEMCONV_STABILITY_OPT_IN",),
         "devices": ("INFERSPAN_DEVICES", "OTEL_INFERSPAN_DEVICES"),

@@ -1,5 +1,6 @@
 """GPUs and host as metrics: what is read (``reader``), by which driver (``nvml``, ``host``), and by whom and when
-(``identity``, ``ownership``, ``sampler``). Nothing is read, and no driver imported, before a metric reader collects.
+(``identity``, ``ownership``, ``sampler``). Nothing is read, and no driver imported, before a metric reader collects, or
+an inference runs on a GPU (``meter``).
 """
 
 from __future__ import annotations

@@ -31,6 +31,7 @@ _PROCESSES_MAX = 32
 _XIDS_MAX = 64
 _ALL_LINKS = 0xFFFFFFFF
 _XID = 0x8
+_SM = 1
 _VALUE = dict(
     enumerate(("dVal", "uiVal", "ulVal", "ullVal", "sllVal", "siVal", "usVal"))
 )  # in a field's union, by type
@@ -134,7 +135,7 @@ _CALLS: tuple[_Call, ...] = (
     _Call((("nvmlDeviceGetUtilizationRates",),),
         lambda rates: ((r.BUSY, rates.gpu / 100), (r.MEMORY_BUSY, rates.memory / 100))),
     _Call((("nvmlDeviceGetTemperatureV", 0), ("nvmlDeviceGetTemperature", 0)), _times(r.TEMPERATURE, 1)),
-    _Call((("nvmlDeviceGetClockInfo", 1),), _times(r.SM_CLOCK, 10**6)),
+    _Call((("nvmlDeviceGetClockInfo", _SM),), _times(r.SM_CLOCK, 10**6)),
     _Call((("nvmlDeviceGetCurrentClocksEventReasons",), ("nvmlDeviceGetCurrentClocksThrottleReasons",)),
         lambda bits: [(reading, int(bool(bits & bit))) for bit, reading in _REASONS.items()]),
     _Call((("nvmlDeviceGetPowerUsage",),), _times(r.POWER, 1e-3), backup=r.POWER),
@@ -194,6 +195,21 @@ class _Board:
     gpm_taken_at: float | None = None
 
 
+class _Calling:
+    """One call of the driver at a time in this process: concurrent ones have crashed it (datadog-agent#54458)."""
+
+    def __init__(self) -> None:
+        self.renew()
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self.renew)
+
+    def renew(self) -> None:
+        self.lock = threading.Lock()
+
+
+_calling = _Calling()
+
+
 class Nvml:
     """The reader of NVIDIA's devices. ``detail`` is ``Settings.devices_detail``."""
 
@@ -236,6 +252,20 @@ class Nvml:
             asks = sample.pop(r.DEGRADED, 0) or sample.get(r.ROWS_PENDING) or sample.get(r.ROWS_FAILED)
             sample.update({r.OK: int(not asks), r.DEGRADED: int(bool(asks)), r.FAILED: 0})
         return sample
+
+    def meter(self, device: Device) -> Sample:
+        """Energy and SM clock only, for :mod:`inferspan.devices.meter`: two calls."""
+        board = self._boards.get(device.id)
+        if board is None or board.lost or not self._initialised:
+            return {}
+        try:
+            energy_mj = self._ask(device.id, "nvmlDeviceGetTotalEnergyConsumption", board.handle)
+            clock_mhz = self._ask(device.id, "nvmlDeviceGetClockInfo", board.handle, _SM)
+        except _GoneError as gone:
+            self._gone(board, gone.args[0])
+            return {}
+        sample = {} if energy_mj is None else {r.ENERGY: energy_mj * 1e-3}
+        return sample if clock_mhz is None else {**sample, r.SM_CLOCK: clock_mhz * 10**6}
 
     def stop(self) -> None:
         self._xids.stop()
@@ -395,7 +425,8 @@ class Nvml:
         call: Any = getattr(self._pynvml, function, None)  # an older pynvml lacks some
         self.calls += call is not None
         try:
-            value = call(*arguments)
+            with _calling.lock:
+                value = call(*arguments)
         except Exception as error:  # noqa: BLE001 - NVMLError, and what pynvml itself raises for an older driver
             # NVMLError is compared by its code: it cannot be hashed
             code = getattr(error, "value", 13)

@@ -17,7 +17,16 @@ from types import ModuleType
 from wrapt import register_post_import_hook
 
 from inferspan import faults
-from inferspan.hooks import continuous_batching, generation, loading, models, pipelines, tokenizers
+from inferspan.hooks import (
+    compilation,
+    continuous_batching,
+    generation,
+    graphs,
+    loading,
+    models,
+    pipelines,
+    tokenizers,
+)
 from inferspan.hooks.patches import Patches
 
 Install = Callable[[ModuleType, Patches], None]
@@ -29,6 +38,8 @@ _TABLE: Mapping[str, Mapping[str, Install]] = {
     "tokenizers": tokenizers.MODULES,
     "models": models.MODULES,
     "loading": loading.MODULES,
+    "graphs": graphs.MODULES,
+    "compilation": compilation.MODULES,
 }
 
 _OLDEST = {"transformers": (4, 57), "torch": (2, 4)}

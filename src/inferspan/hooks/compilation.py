@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from types import ModuleType
-from typing import Any, cast
+from typing import Any
 
 from inferspan import faults
 from inferspan.hooks.patches import Patches
@@ -37,7 +37,7 @@ def _install(module: ModuleType, patches: Patches) -> None:
 
         return log_compilation_event
 
-    patches.wrap(cast("type", module), "log_compilation_event", make)  # a module is patched like a class
+    patches.wrap(module, "log_compilation_event", make)
 
 
 def _note(inference: Inference, compiled: Compile) -> None:

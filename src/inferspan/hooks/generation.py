@@ -25,10 +25,10 @@ from opentelemetry.context import Context
 from inferspan import faults, semconv
 from inferspan.hooks.patches import Patches
 from inferspan.inference import scope
-from inferspan.inference.model import id_set
+from inferspan.inference.model import device_of, id_set
 from inferspan.inference.record import Inference, Phase
-from inferspan.measure import tokens
-from inferspan.measure.generation import Generation
+from inferspan.measure import flops, tokens
+from inferspan.measure.generation import Decoded, Generation
 
 _PASSED = {
     "max_new_tokens": (semconv.MAX_TOKENS, int),
@@ -175,6 +175,7 @@ def _generate_timed(
     phase: Phase, original: Callable[..., Any], model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
     generation = phase.generation = Generation()
+    generation.watch = phase.watch
     inference = phase.inference
     assert inference is not None
     try:
@@ -258,6 +259,7 @@ def _note_batch(phase: Phase, model: Any, args: tuple[Any, ...], kwargs: dict[st
             phase.set(semconv.BATCH_SIZE, batch.rows)
             phase.set(semconv.SEQUENCE_LENGTH, batch.length)
             inference.set(semconv.DEVICE, batch.device)
+        scope.measure(phase, device_of(model, None if batch is None else batch.device))
     except Exception:  # noqa: BLE001
         faults.note("generation.batch")
 
@@ -267,8 +269,9 @@ def _note_output(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any], resu
     try:
         active = scope.ACTIVE.get()
         generation = None if active is None or not active.is_phase else active.generation
-        if generation is None:
+        if generation is None or active is None:
             return
+        _note_work(active, generation, model, args, kwargs)
         sequences = getattr(result, "sequences", result)
         end_ids, pad_id = _special_ids(model, kwargs)
         stops_otherwise = kwargs.get("stop_strings") is not None or kwargs.get("stopping_criteria") is not None
@@ -286,6 +289,21 @@ def _note_output(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any], resu
             generation.read_later = None if output.exact else read
     except Exception:  # noqa: BLE001
         faults.note("generation.output")
+
+
+def _note_work(active: Any, generation: Generation, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    if active.works is None:
+        return
+    facts = scope.model_facts(model)
+    inventory, work = facts.inventory_of(model), flops.read_work(args, kwargs)
+    if inventory is None or work is None:
+        return
+    copies = (
+        next((value for value in _in_force(name, model, kwargs) if isinstance(value, int)), 1)
+        for name in ("num_beams", "num_return_sequences")
+    )
+    is_whole = active.inference is None or active.inference.model in (None, facts)
+    generation.decoded = Decoded(inventory, work, work.rows * max(copies), is_whole)
 
 
 def _count_output(inference: Inference, generation: Generation) -> None:

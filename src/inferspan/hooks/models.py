@@ -12,14 +12,18 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from types import ModuleType
+from functools import partial
+from types import CodeType, ModuleType
 from typing import Any
 
 from inferspan import faults, semconv
 from inferspan.hooks.patches import Patches
 from inferspan.inference import scope
+from inferspan.inference.model import device_of
 from inferspan.inference.record import Inference, Phase
 from inferspan.measure import tokens
+
+_EVAL_FRAME = "torch._dynamo.eval_frame"
 
 
 def _install(module: ModuleType, patches: Patches) -> None:
@@ -31,25 +35,38 @@ def _install(module: ModuleType, patches: Patches) -> None:
         if is_compiling():
             return super(base, self).__call__(*args, **kwargs)
         active = scope.ACTIVE.get()
-        if (active is not None and active.is_phase) or not _infers(self, torch):
+        if type(active) is Phase:
+            if active.works is None or active.in_model or active.generation is not None:
+                return super(base, self).__call__(*args, **kwargs)
+            return _run_in_phase(active, super(base, self).__call__, self, args, kwargs)
+        if not _infers(self, torch):
             return super(base, self).__call__(*args, **kwargs)
         # super() is asked anew at each call: torch.fx and others replace nn.Module.__call__ for a while
         return _run(active, super(base, self).__call__, self, args, kwargs)
 
-    _hide_from_compiler(__call__, torch)
+    _hidden.append(__call__.__code__)
+    _hide_from_compiler()
     __call__.__qualname__ = f"{base.__name__}.__call__"
     patches.define(base, "__call__", __call__)
 
 
-def _hide_from_compiler(function: Any, torch: Any) -> None:
+_hidden: list[CodeType] = []
+
+
+def _hide_from_compiler() -> None:
     """Have Dynamo begin with the model's own frame, as it does without us: torch 2.4's export names the modules by
-    the first frame that it sees. Where ours is called by compiled code it is traced through all the same."""
-    skip_code = getattr(getattr(getattr(torch._C, "_dynamo", None), "eval_frame", None), "skip_code", None)
-    if skip_code is not None:
-        skip_code(function.__code__)
+    the first frame that it sees, and all models would share the limit of recompilations that a frame has. Where ours
+    is called by compiled code it is traced through all the same."""
+    torch = sys.modules["torch"]
+    # in C++ until torch 2.6; from 2.7 on in Python, and there once the program compiles
+    places = (getattr(torch._C, "_dynamo", None) and torch._C._dynamo.eval_frame, sys.modules.get(_EVAL_FRAME))
+    for skip_code in filter(None, (getattr(place, "skip_code", None) for place in places)):
+        for code in _hidden:
+            skip_code(code)
 
 
 def _install_compiled(module: ModuleType, patches: Patches) -> None:
+    _hide_from_compiler()
     torch = sys.modules["torch"]
     optimized = module.OptimizedModule
     is_compiling = torch.compiler.is_compiling
@@ -63,14 +80,14 @@ def _install_compiled(module: ModuleType, patches: Patches) -> None:
             active = scope.ACTIVE.get()
             model = getattr(self, "_orig_mod", None)
             modeling = sys.modules.get("transformers.modeling_utils")
-            if (
-                (active is not None and active.is_phase)
-                or modeling is None
-                or not isinstance(model, modeling.PreTrainedModel)
-                or not _infers(model, torch)
-            ):
+            if modeling is None or not isinstance(model, modeling.PreTrainedModel) or not _infers(model, torch):
                 return original(self, *args, **kwargs)
-            return _run(active, lambda *a, **k: original(self, *a, **k), model, args, kwargs)
+            call = partial(original, self)
+            if type(active) is Phase:
+                if active.works is None or active.in_model or active.generation is not None:
+                    return call(*args, **kwargs)
+                return _run_in_phase(active, call, model, args, kwargs)
+            return _run(active, call, model, args, kwargs)
 
         return __call__
 
@@ -83,7 +100,7 @@ def _install_compiled(module: ModuleType, patches: Patches) -> None:
 
 MODULES = {
     "transformers.modeling_utils": _install,
-    "torch._dynamo.eval_frame": _install_compiled,
+    _EVAL_FRAME: _install_compiled,
 }
 
 
@@ -105,18 +122,25 @@ def _run(
     kwargs: dict[str, Any],
 ) -> Any:
     if active is not None and active.inference is not None:
-        return _run_in(active.inference, function, args, kwargs)
+        phase = active.inference.begin(semconv.FORWARD)  # of an inference() block
+        _note_call(phase, phase.set, model, args, kwargs)
+        return scope.run_phase(phase, function, args, kwargs)
     inference = _open(model, args, kwargs)
     if inference is None:
         return function(*args, **kwargs)
-    return scope.run(inference, function, args, kwargs, inside=Phase(semconv.FORWARD, inference, 0))
+    return scope.run(inference, function, args, kwargs, inside=inference.whole)
 
 
-def _run_in(inference: Inference, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """A forward that is a phase of an ``inference()`` block."""
-    phase = inference.begin(semconv.FORWARD)
-    _note_batch(inference, phase.set, args, kwargs)
-    return scope.run_phase(phase, function, args, kwargs)
+def _run_in_phase(
+    phase: Phase, function: Callable[..., Any], model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    """A call inside a phase that somebody else has opened: a pipeline's forward."""
+    scope.note_work(phase, model, args, kwargs)
+    phase.in_model = True
+    try:
+        return function(*args, **kwargs)
+    finally:
+        phase.in_model = False
 
 
 def _open(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Inference | None:
@@ -124,16 +148,20 @@ def _open(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Inferenc
         inference = scope.open_inference(semconv.FORWARD, scope.model_facts(model), name=semconv.FORWARD, model=model)
         if inference is not None:
             inference.single_span = True
-            _note_batch(inference, inference.set, args, kwargs)
+            inference.whole = Phase(semconv.FORWARD, inference, inference.start_ns)
+            _note_call(inference.whole, inference.set, model, args, kwargs)
         return inference
     except Exception:  # noqa: BLE001
         faults.note("models.open")
         return None
 
 
-def _note_batch(
-    inference: Inference, put: Callable[[str, Any], None], args: tuple[Any, ...], kwargs: dict[str, Any]
+def _note_call(
+    phase: Phase, put: Callable[[str, Any], None], model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> None:
+    inference = phase.inference
+    if inference is None:
+        return
     try:
         batch = tokens.read_batch(kwargs)
         if batch is None and args:
@@ -143,5 +171,8 @@ def _note_batch(
             put(semconv.BATCH_SIZE, batch.rows)
             put(semconv.SEQUENCE_LENGTH, batch.length)
             inference.set(semconv.DEVICE, batch.device)
+        scope.measure(phase, device_of(model, None if batch is None else batch.device))
+        scope.note_work(phase, model, args, kwargs)
+        phase.in_model = True
     except Exception:  # noqa: BLE001
         faults.note("models.batch")

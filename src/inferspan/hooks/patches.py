@@ -11,6 +11,7 @@ import functools
 import threading
 import weakref
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 _MISSING: Any = object()
@@ -20,13 +21,15 @@ class Patches:
     """What was replaced, so that it can be undone. Classes are referred to weakly."""
 
     def __init__(self) -> None:
-        self._done: list[tuple[weakref.ref[type], str, Any, Any]] = []
+        self._done: list[tuple[weakref.ref[type | ModuleType], str, Any, Any]] = []
         self._lock = threading.Lock()
 
-    def wrap(self, owner: type, name: str, make: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
-        """Replace the method ``owner`` itself defines under ``name`` by ``make(original)``.
+    def wrap(
+        self, owner: type | ModuleType, name: str, make: Callable[[Callable[..., Any]], Callable[..., Any]]
+    ) -> None:
+        """Replace the method (of a module: function) ``owner`` itself defines under ``name`` by ``make(original)``.
 
-        Nothing happens where the class does not define it, or where it is ours already.
+        Nothing happens where it does not define one, or where it is ours already.
         """
         with self._lock:
             original = vars(owner).get(name, _MISSING)
@@ -74,7 +77,7 @@ class Patches:
                 else:
                     setattr(owner, name, original)
 
-    def _set(self, owner: type, name: str, original: Any, replacement: Any) -> None:
+    def _set(self, owner: type | ModuleType, name: str, original: Any, replacement: Any) -> None:
         setattr(owner, name, replacement)
         self._done.append((weakref.ref(owner), name, original, replacement))
 

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from inferspan import faults, semconv
+from inferspan.measure.flops import Inventory, take_inventory
 
 _SNAPSHOT = re.compile(r"models--(?P<id>[^/\\]+)[/\\]snapshots[/\\](?P<revision>[0-9a-f]{7,64})")
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -26,10 +27,22 @@ class ModelFacts:
 
     ``provider`` is the value of ``gen_ai.provider.name``, if there is one.
     ``cold`` is true until its first inference begins, ``None`` where only a name is known. ``load_ns`` is how long
-    ``from_pretrained`` took, ``None`` where the model came another way.
+    ``from_pretrained`` took, ``None`` where the model came another way. ``dtype`` is that of its weights as torch
+    names it, ``devices`` over how many it is spread; both are known with its inventory.
     """
 
-    __slots__ = ("cold", "load_ns", "name", "provider", "revision", "start_attributes")
+    __slots__ = (
+        "_has_inventory",
+        "_inventory",
+        "cold",
+        "devices",
+        "dtype",
+        "load_ns",
+        "name",
+        "provider",
+        "revision",
+        "start_attributes",
+    )
 
     def __init__(self, name: str, provider: str | None = None) -> None:
         self.name = name
@@ -38,6 +51,20 @@ class ModelFacts:
         self.cold: bool | None = True
         self.load_ns: int | None = None
         self.start_attributes: dict[str, dict[str, str]] = {}
+        self._inventory: Inventory | None = None
+        self._has_inventory = False
+        self.dtype: str | None = None
+        self.devices = 1
+
+    def inventory_of(self, model: Any) -> Inventory | None:
+        """The model's matrix products, listed when first asked for."""
+        if not self._has_inventory:
+            self._has_inventory = True
+            self._inventory = take_inventory(model)
+            self.dtype = _dtype(model)
+            spread = getattr(model, "hf_device_map", None)
+            self.devices = max(len(set(spread.values())) if isinstance(spread, dict) else 1, _shards(self._inventory))
+        return self._inventory
 
     def attributes_for(self, operation: str) -> Mapping[str, str]:
         """The root span's attributes that a sampler may look at, made once for each operation."""
@@ -116,6 +143,16 @@ def _read(model: Any, local_name: str) -> ModelFacts:
     return facts
 
 
+def device_of(model: Any, of_input: str | None) -> str | None:
+    """Device on which the work of a call begins and ends: its input's, or where the model's hooks move that to."""
+    if of_input is None or of_input == "cpu":
+        spread = getattr(model, "__dict__", {}).get("hf_device_map")
+        if isinstance(spread, dict) and spread:
+            first = next(iter(spread.values()))
+            return f"cuda:{first}" if isinstance(first, int) else str(first)
+    return of_input
+
+
 def id_set(value: Any) -> frozenset[int] | None:
     """One id or a list of ids, as transformers takes them, as a set."""
     if isinstance(value, int):
@@ -151,6 +188,10 @@ def _quantization(config: Any) -> str | None:
         else getattr(quantization, "quant_method", None)
     )
     return _text(getattr(method, "value", method))
+
+
+def _shards(inventory: Inventory | None) -> int:
+    return 1 if inventory is None else inventory.shards
 
 
 def _text(value: Any) -> str | None:

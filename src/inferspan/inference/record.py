@@ -8,10 +8,13 @@ made of it later, in :mod:`inferspan.telemetry`; nothing here knows how.
 from __future__ import annotations
 
 import threading
+from collections import deque
 from time import perf_counter_ns, time_ns
 from typing import TYPE_CHECKING, Any
 
 from inferspan import semconv
+from inferspan.measure import host_allocations
+from inferspan.measure.figures import Part, add_parts, parts_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -21,10 +24,16 @@ if TYPE_CHECKING:
 
     from inferspan.inference.error import Failure
     from inferspan.inference.model import ModelFacts
+    from inferspan.measure.accelerator import Accelerator, Memory, Stopwatch
+    from inferspan.measure.compilation import Compiles
+    from inferspan.measure.flops import Inventory, Work
     from inferspan.measure.generation import Generation
+    from inferspan.measure.out_of_memory import OutOfMemory
     from inferspan.measure.tokens import Batch
 
     Attributes = Mapping[str, Any]
+
+_UNREAD_MAX = 64
 
 
 class Phase:
@@ -32,6 +41,10 @@ class Phase:
 
     Phases of one name that follow each other without another between them share one record: ``calls`` counts
     them, ``busy_ns`` is the sum of their own times.
+
+    One that ``is_measured`` is a forward. ``watch`` times it on the device; ``works`` is what its models were called
+    with, ``None`` where FLOPs are not counted; ``in_model`` while one of them runs, so that a model inside it does not
+    count again.
     """
 
     __slots__ = (
@@ -41,9 +54,14 @@ class Phase:
         "end_ns",
         "error",
         "generation",
+        "host",
+        "in_model",
         "inference",
+        "is_measured",
         "name",
         "start_ns",
+        "watch",
+        "works",
     )
 
     is_phase = True
@@ -58,6 +76,11 @@ class Phase:
         self.attributes: dict[str, Any] | None = None
         self.generation: Generation | None = None
         self.error: str | None = None
+        self.is_measured = False
+        self.watch: Stopwatch | None = None
+        self.works: list[tuple[Inventory, Work]] | None = None
+        self.in_model = False
+        self.host: host_allocations.Mark | None = None
 
     def set(self, name: str, value: Any) -> None:
         """Set an attribute of the phase's span; ``None`` is left out."""
@@ -78,13 +101,18 @@ class Lone:
         self.model = model
         self.unix_offset_ns = time_ns() - perf_counter_ns()
 
+    @property
+    def end_ns(self) -> int:
+        return self.phase.end_ns
+
 
 class Inference:
     """One inference. Opened, entered, left and closed by :mod:`inferspan.inference.scope` only.
 
     Fields that metrics need have a slot each; what only the root span carries is in ``attributes``. ``None`` means
     not known, and stays absent. ``phases`` is bounded; what is beyond the bound is counted in ``phases_dropped`` and
-    still in ``phase_totals_ns``.
+    still in ``phase_totals_ns`` and ``totals``. ``whole`` is the phase that the inference itself is (a model called
+    directly), which has no span of its own.
     """
 
     is_phase = False
@@ -118,9 +146,20 @@ class Inference:
         self.cold: bool | None = None
         self.stream = False
         self.single_span = False
+        self.whole: Phase | None = None
+        self.totals: dict[str, Part] = {}
+        self.unread: deque[Phase] = deque()
+        self.accelerator: Accelerator | None = None
+        self.memory_before: Memory | None = None
+        self.memory_after: Memory | None = None
+        self.out_of_memory: OutOfMemory | None = None
+        self.compiles: Compiles | None = None
+        self.serial = 0
+        self.is_alone = False
         self.busy_ns: int | None = None
         self.cpu_start_ns: int | None = None
         self.cpu_time_ns: int | None = None
+        self.memory_start_bytes: int | None = None
         self.memory_bytes: int | None = None
         self.failure: Failure | None = None
         self.cancelled = False
@@ -139,10 +178,19 @@ class Inference:
 
     def begin(self, name: str) -> Phase:
         """Begin a phase now. It must be handed to :meth:`end`, whatever happens in it."""
-        return Phase(name, self, perf_counter_ns())
+        phase = Phase(name, self, perf_counter_ns())
+        if host_allocations.is_tracing:
+            phase.host = host_allocations.Mark()
+        return phase
 
     def end(self, phase: Phase) -> None:
         """The phase is over: keep it, or add it to the one before it if that has the same name."""
+        if phase.watch is not None:
+            phase.watch.stop()
+            phase.set(semconv.GPU_PENDING, phase.watch.is_pending)
+        if phase.host is not None:
+            phase.set(semconv.HOST_ALLOCATED, phase.host.allocated())
+            phase.set(semconv.HOST_PEAK, phase.host.peak())
         phase.end_ns = now = perf_counter_ns()
         spent = now - phase.start_ns
         phase.busy_ns += spent
@@ -161,6 +209,20 @@ class Inference:
                 self.phases.append(phase)
             else:
                 self.phases_dropped += 1
+                self._let_go(phase)
+
+    def drop_phases(self) -> int:
+        """Keep none of the phases; how many there were."""
+        dropped, self.phases = self.phases, []
+        self.phases_dropped += len(dropped)
+        for phase in dropped:
+            add_parts(self.totals, parts_of(phase))
+        return len(dropped)
+
+    def read_rest(self) -> None:
+        """Add what was measured in phases that are not kept to the sums."""
+        while self.unread:
+            add_parts(self.totals, parts_of(self.unread.popleft()))
 
     def set(self, name: str, value: Any) -> None:
         """Set an attribute of the root span; ``None`` is left out."""
@@ -188,6 +250,15 @@ class Inference:
         self.output_tokens = (self.output_tokens or 0) + tokens
         self.output_exact = self.output_exact and exact
 
+    def _let_go(self, phase: Phase) -> None:
+        # The device may still be at it; of a long stream the first have been done long ago.
+        if not phase.is_measured:
+            return
+        unread = self.unread
+        unread.append(phase)
+        while unread and (len(unread) > _UNREAD_MAX or unread[0].watch is None or unread[0].watch.is_ready()):
+            add_parts(self.totals, parts_of(unread.popleft()))
+
     def _add_to_totals(self, phase: Phase, spent: int) -> None:
         totals = self.phase_totals_ns
         totals[phase.name] = totals.get(phase.name, 0) + spent
@@ -208,5 +279,7 @@ class Inference:
             and phase.generation is None
             and last.attributes is None
             and phase.attributes is None
+            and not last.is_measured
+            and not phase.is_measured
             and last.end_ns <= phase.start_ns
         )

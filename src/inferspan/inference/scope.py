@@ -11,6 +11,7 @@ otherwise: a wrapper that somebody kept beyond ``uninstrument()`` finds none and
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import sys
 from collections.abc import Callable
@@ -24,9 +25,12 @@ from opentelemetry.instrumentation.utils import is_instrumentation_enabled
 from opentelemetry.trace import get_current_span, set_span_in_context
 
 from inferspan import faults
+from inferspan.config import HOST_ALLOCATIONS
 from inferspan.inference.error import Failure, failure_of, type_name
 from inferspan.inference.model import ModelFacts, describe, facts_of
 from inferspan.inference.record import Inference, Lone, Phase
+from inferspan.measure import accelerator, flops, host_allocations
+from inferspan.measure.out_of_memory import out_of_memory
 from inferspan.measure.process import ResidentMemory, cpu_time_ns
 
 if TYPE_CHECKING:
@@ -48,6 +52,9 @@ class Sink(Protocol):
     def start_root(self, inference: Inference, context: Context) -> Span:
         """Start the live root span; a span that is not recording where the trace is not sampled."""
 
+    def begin_on_device(self, inference: Inference) -> None:
+        """The inference begins to use ``inference.accelerator``, until it is submitted."""
+
     def submit(self, record: Inference | Lone) -> None:
         """Take a finished record. Never blocks and takes no lock: it may be called by the garbage collector."""
 
@@ -55,6 +62,8 @@ class Sink(Protocol):
 _sink: Sink | None = None
 _memory: ResidentMemory | None = None
 _open: dict[int, Inference] = {}
+_serials = itertools.count(1)
+_last_serial = 0
 _fork_generation = 0
 
 
@@ -66,6 +75,10 @@ def connect(sink: Sink | None) -> None:
     elif (sink is None or not sink.settings.process_stats) and _memory is not None:
         _memory.close()
         _memory = None
+    if sink is not None and HOST_ALLOCATIONS in sink.settings.measure:
+        host_allocations.start()
+    elif sink is None:
+        host_allocations.stop()
     _sink = sink
 
 
@@ -120,14 +133,59 @@ def open_inference(
                 inference.attributes.update(describe(model, facts))
         if _memory is not None:
             inference.cpu_start_ns = cpu_time_ns()
+            inference.memory_start_bytes = _memory.read_bytes()
         inference.parent = otel_context.get_current() if parent is None else parent
         inference.root = sink.start_root(inference, inference.parent)
         inference.context = set_span_in_context(inference.root, inference.parent)
         _open[id(inference)] = inference
+        _count_company(inference)
         return inference
     except Exception:  # noqa: BLE001 - a user's sampler or span processor may raise anything
         faults.note("scope.open")
         return None
+
+
+def _count_company(inference: Inference) -> None:
+    global _last_serial
+    inference.serial = _last_serial = next(_serials)
+    inference.is_alone = len(_open) == 1  # for now: close() looks whether another one began
+
+
+def measure(phase: Phase, device: str | None) -> None:
+    """Begin to measure what a forward does, on ``device`` as torch writes it. :meth:`Inference.end` ends it."""
+    inference, sink = phase.inference, _sink
+    if inference is None or sink is None:
+        return
+    try:
+        wanted = sink.settings.measure
+        phase.is_measured = True
+        if "flops" in wanted:
+            phase.works = []
+        found = accelerator.of(device)
+        if found is None:
+            return
+        if inference.accelerator is None:
+            inference.accelerator = found
+            if "memory" in wanted:
+                inference.memory_before = found.memory()
+            sink.begin_on_device(inference)
+        if "gpu_time" in wanted:
+            phase.watch = found.stopwatch(sink.settings.gpu_timers_max)
+    except Exception:  # noqa: BLE001
+        faults.note("scope.measure")
+
+
+def note_work(phase: Phase, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """A model is called in a phase: remember with which shapes, so that its FLOPs can be counted later."""
+    try:
+        if phase.works is None:
+            return
+        inventory = model_facts(model).inventory_of(model)
+        work = None if inventory is None else flops.read_work(args, kwargs)
+        if inventory is not None and work is not None:
+            phase.works.append((inventory, work))
+    except Exception:  # noqa: BLE001
+        faults.note("scope.work")
 
 
 def enter(inference: Inference, inside: Phase | None = None) -> Entered:
@@ -172,10 +230,16 @@ def close(
             inference.cpu_time_ns = cpu_time_ns() - inference.cpu_start_ns
         if _memory is not None:
             inference.memory_bytes = _memory.read_bytes()
+        inference.is_alone = inference.is_alone and inference.serial == _last_serial
+        if inference.whole is not None and inference.whole.watch is not None:
+            inference.whole.watch.stop()
+        if inference.memory_before is not None and inference.accelerator is not None:
+            inference.memory_after = inference.accelerator.memory()
         sink = _sink
         if sink is None:
             return
         if error is not None:
+            inference.out_of_memory = out_of_memory(error)
             inference.cancelled = is_cancellation(error)
             if not inference.cancelled:
                 inference.failure = failure_of(

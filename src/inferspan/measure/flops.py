@@ -29,17 +29,25 @@ __all__ = ["METHOD", "Flops", "Inventory", "Work", "read_work", "take_inventory"
 METHOD = "linear_inventory"
 
 # Names of submodules, and what they tell of all that lies below.
-_ENCODER = re.compile(r"encoder|enc_to_dec_proj")
-_TOWER = re.compile(r"\w*(vision|visual|image|audio|speech|multi_?modal|mm_proj)\w*")
-_POOLED = re.compile(r"pooler|seq_relationship|sequence_summary|(text|visual|image)_projection")
-_CROSS = re.compile(r"cross_?att\w*|encoder_attn|EncDecAttention")
-_KEYS_VALUES = re.compile(r"[kv]|[kv]_proj|key|value|c_attn|[kv]_lin|kv_proj|(key|value)_proj|to_[kv]")
-_BRANCH = re.compile(r"shortcut|downsample")
+_ROLES = {
+    "encoder": re.compile(r"encoder|enc_to_dec_proj"),
+    "decoder": re.compile(r"decoder"),
+    "tower": re.compile(r"\w*(vision|visual|image|audio|speech|multi_?modal|mm_proj)\w*"),
+    "row": re.compile(r"pooler|seq_relationship|sequence_summary|(text|visual|image)_projection"),
+    "cross": re.compile(r"cross_?att\w*|encoder_attn|EncDecAttention"),
+    "source": re.compile(r"[kv]|[kv]_proj|key|value|c_attn|[kv]_lin|kv_proj|(key|value)_proj|to_[kv]"),
+    "branch": re.compile(r"shortcut|downsample"),
+}
 
 # Names of classes: those that classify what they have pooled; attention; what is not a product of all pairs.
-_CLASSIFIES = re.compile(r"For(Sequence|Image|Audio|Video)\w*Classification|ForMultipleChoice|ForNextSentence")
+_CLASSIFIES = re.compile(
+    r"(?<!Decoder)For(Sequence|Image|Audio|Video)\w*Classification|ForMultipleChoice|ForNextSentence"
+)
 _ATTENTION = re.compile(r"Attention|Attn")
-_OTHER = re.compile(r"(Linear|Lightning|LSH|Sparse|Window|Disentangled|Deformable|Pool)\w*Att|Delta|Mamba|Rwkv|Indexer")
+_OTHER = re.compile(
+    r"(Linear|Lightning|LSH|Local|Sparse|Window|Disentangled|Deformable|Pool|Ngram)\w*Att|Delta|Mamba|Rwkv|Indexer"
+    r"|^(CpmAnt|DiffLlama|LED|Longformer|Luke|MarkupLM|Mra)"
+)
 _ROUTER = re.compile(r"Router|Gat(e|ing)")
 
 # Names of parameters: of tokens put before the others; of what is only added; of state-space and other mathematics.
@@ -105,8 +113,12 @@ def take_inventory(model: Any) -> Inventory | None:
     if not (main.token or main.row or main.head or main.chain):
         return None
     is_known = any(base.__module__.partition(".")[0] == "transformers" for base in type(model).__mro__)
+    if main.chain and not main.layers and is_known and not type(model).__name__.startswith("ResNet"):
+        return None  # blocks of convolutions have branches that names do not tell
     # layers that run more than once, or by something else than attention, show in their number
-    is_plain = feeds_decoder or main.layers == getattr(walk.config, "num_hidden_layers", main.layers)
+    is_plain = (
+        side.layers > 0 if feeds_decoder else main.layers == getattr(walk.config, "num_hidden_layers", main.layers)
+    )
     generates = getattr(model, "can_generate", None)
     return Inventory(
         main=main,
@@ -127,6 +139,7 @@ class _Place(NamedTuple):
     per: str = "token"
     times: int = 1
     on_branch: bool = False
+    in_decoder: bool = False
 
 
 class _Walk:
@@ -143,7 +156,10 @@ class _Walk:
         head = getattr(model, "get_output_embeddings", None)
         self._head = head() if callable(head) else None
         # what a classifier has beside its base model sees what was pooled
-        self._base = getattr(model, "base_model_prefix", None) if _CLASSIFIES.search(type(model).__name__) else None
+        self._base = None
+        if _CLASSIFIES.search(type(model).__name__):
+            names = (getattr(model, "base_model_prefix", None), "encoder")
+            self._base = next((name for name in names if name in model._modules), None)
         self._element_bytes = _int(getattr(getattr(model, "dtype", None), "itemsize", None)) or 0
         self._layer_types = getattr(self.config, "layer_types", None)
         windows = (_int(getattr(self.config, name, None)) for name in ("sliding_window", "attention_chunk_size"))
@@ -187,12 +203,18 @@ class _Walk:
     def _place_of(self, parent: Any, name: str, child: Any, place: _Place) -> _Place:
         if child is self._head:
             return place._replace(per="head")
-        if parent is self._model and self._base and name not in (self._base, "score", "projector"):
+        if parent is self._model and self._base and name not in (self._base, "score", "projector", "dense"):
             place = place._replace(per="row")
         roles = _roles(name)
         if not roles:
             return place
-        if place.stack is self.main and ("encoder" if self.is_encoder_decoder else "tower") in roles:
+        if "decoder" in roles:
+            return place._replace(in_decoder=True)  # which may have an encoder's layers inside
+        if (
+            place.stack is self.main
+            and not place.in_decoder
+            and ("encoder" if self.is_encoder_decoder else "tower") in roles
+        ):
             place = place._replace(stack=self.side)
         if "source" in roles and place.per == "cross":
             return place._replace(per="source")
@@ -234,7 +256,10 @@ class _Walk:
             elif len(shape) < 2 or _ADDED.search(name):
                 continue
             elif "Expert" in kind and len(shape) == 3:
-                top_k = self._top_k(own)
+                # what transformers does not dispatch itself (Llama 4) sends each token to all
+                everywhere = "gate_up_proj" in own["_parameters"] and "has_gate" not in own
+                self.exact = self.exact and not everywhere
+                top_k = shape[0] if everywhere else self._top_k(own)
                 share = top_k / shape[0]
                 self._add(place, 2 * math.prod(shape[1:]) * top_k)
             elif name == "in_proj_weight" or (name == "weight" and _ROUTER.search(kind)):
@@ -281,8 +306,7 @@ class _Walk:
 
 @lru_cache(maxsize=1024)
 def _roles(name: str) -> frozenset[str]:
-    names = {"encoder": _ENCODER, "tower": _TOWER, "row": _POOLED, "cross": _CROSS, "source": _KEYS_VALUES}
-    return frozenset(role for role, pattern in {**names, "branch": _BRANCH}.items() if pattern.fullmatch(name))
+    return frozenset(role for role, names in _ROLES.items() if names.fullmatch(name))
 
 
 def _matrix(own: dict[str, Any]) -> tuple[int, int] | None:

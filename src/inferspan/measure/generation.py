@@ -10,14 +10,26 @@ With assisted decoding one step yields one or more tokens: steps are counted her
 from __future__ import annotations
 
 from time import perf_counter_ns
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from inferspan.measure.accelerator import Stopwatch
+    from inferspan.measure.flops import Flops, Inventory, Work
     from inferspan.measure.tokens import Output
 
 _KEPT_MAX = 1024
+
+
+class Decoded(NamedTuple):
+    """What a decoding loop ran on. ``sequences``: rows that decode; ``is_whole`` false where the model is only a part
+    of the one that generates (the language model behind an encoder of images)."""
+
+    inventory: Inventory
+    work: Work
+    sequences: int
+    is_whole: bool
 
 
 class Generation:
@@ -38,6 +50,9 @@ class Generation:
         self.outputs: list[Output] = []
         self.read_later: Callable[[Any], Output | None] | None = None
         self.in_loop = False
+        self.loops = 0
+        self.decoded: Decoded | None = None
+        self.watch: Stopwatch | None = None
         self._stride = 1
         self._last_ns = 0
         self._in_first_step = True
@@ -48,10 +63,13 @@ class Generation:
         began, self.in_loop = not self.in_loop, unfinished
         if began:
             self._in_first_step = True
+            self.loops += 1
             return
         self.steps += 1
         if self.first_token_ns is None:
             self.first_token_ns = now
+            if self.watch is not None:
+                self.watch.lap()
         elif not self._in_first_step and self.steps % self._stride == 0:
             self._keep(now - self._last_ns)
         self._in_first_step = False
@@ -62,6 +80,37 @@ class Generation:
         if self.first_token_ns is None or self.last_token_ns is None or self.steps < 2:
             return None
         return (self.last_token_ns - self.first_token_ns) / (self.steps - 1)
+
+    def flops(self) -> tuple[Flops, Flops] | None:
+        """Of prefill and decode; ``None`` where they are not known, as of several loops after each other."""
+        decoded = self.decoded
+        if decoded is None or self.loops != 1 or not self.steps:
+            return None
+        found = decoded.inventory.generation(decoded.work, self.steps, decoded.sequences)
+        if found is None or decoded.is_whole:
+            return found
+        return found[0]._replace(exact=False), found[1]._replace(exact=False)
+
+    def kv_bytes(self) -> int | None:
+        """Keys and values at the end of the loop."""
+        decoded = self.decoded
+        if decoded is None or self.loops != 1 or not decoded.work.cached:
+            return None
+        return decoded.inventory.kv_bytes(decoded.sequences, self._prompt(decoded) + self.steps - 1)
+
+    def read_bytes(self) -> int | None:
+        """What the steps after the first token read at least of weights and cache."""
+        decoded = self.decoded
+        if decoded is None or self.loops != 1 or decoded.inventory.weight_bytes is None:
+            return None
+        middle = decoded.inventory.kv_bytes(decoded.sequences, self._prompt(decoded) + self.steps // 2)
+        return None if middle is None else (self.steps - 1) * (decoded.inventory.weight_bytes + middle)
+
+    @staticmethod
+    def _prompt(decoded: Decoded) -> int:
+        if decoded.inventory.encoder is not None:
+            return decoded.work.decoder_length or 1
+        return decoded.work.length or 1
 
     def _keep(self, interval_ns: int) -> None:
         # A long generation keeps every second, fourth, … interval: bounded, and still spread over all its steps.

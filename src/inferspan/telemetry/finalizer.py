@@ -7,6 +7,9 @@ next inference wants it back, and shows in the very P99 that we report; the long
 Flushing, ``uninstrument()`` and interpreter exit empty the queue on their own thread (:meth:`Finalizer.drain`), so
 nothing depends on the thread being alive: after a fork, or where no thread can be started, records wait for them.
 
+A record whose device is still at work waits for it, and those behind it too: nothing here waits *for* the device, it
+only comes back later. After some seconds it is told without what the device would have said.
+
 A full queue drops children, never roots, and counts them.
 """
 
@@ -17,7 +20,7 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Callable
-from time import monotonic
+from time import monotonic, perf_counter_ns, sleep
 
 from opentelemetry import context as otel_context
 from opentelemetry.context import Context
@@ -32,13 +35,20 @@ _PAUSE_S = 0.002
 _IDLE_MIN_S = 0.02
 _IDLE_MAX_S = 0.32
 _PORTION = 16
+_PATIENCE_NS = 5 * 10**9
 
 
 class Finalizer:
-    """Hands every record to ``tell`` once, in order, one at a time."""
+    """Hands every record to ``tell`` once, in order, one at a time, when ``is_ready`` says so."""
 
-    def __init__(self, tell: Callable[[Record], None], queue_max: int) -> None:
+    def __init__(
+        self,
+        tell: Callable[[Record], None],
+        queue_max: int,
+        is_ready: Callable[[Record], bool] = lambda record: True,
+    ) -> None:
         self._tell = tell
+        self._is_ready = is_ready
         self._queue_max = queue_max
         self._records: deque[Record] = deque()
         self._telling = threading.RLock()
@@ -56,9 +66,7 @@ class Finalizer:
             if isinstance(record, Lone):
                 self.children_dropped += 1
                 return
-            record.phases_dropped += len(record.phases)
-            self.children_dropped += len(record.phases)
-            record.phases = []
+            self.children_dropped += record.drop_phases()
         self._records.append(record)
 
     def ensure_running(self) -> None:
@@ -85,8 +93,10 @@ class Finalizer:
             while self._records and waiting > 0:
                 if monotonic() > deadline:
                     return False
-                self._tell_next()
-                waiting -= 1
+                if self._tell_next():
+                    waiting -= 1
+                else:
+                    sleep(_PAUSE_S)
             return True
         finally:
             self._telling.release()
@@ -111,14 +121,17 @@ class Finalizer:
             idle = _IDLE_MIN_S
             with self._telling:
                 for _ in range(1 + waiting // _PORTION):
-                    self._tell_next()
+                    if not self._tell_next():
+                        break
             self._stop.wait(_PAUSE_S)
 
-    def _tell_next(self) -> None:
-        try:
-            record = self._records.popleft()
-        except IndexError:
-            return
+    def _tell_next(self) -> bool:
+        """Tell the first record; false where it has to wait. The lock is held, so nobody else takes it."""
+        if not self._records:
+            return True
+        if not self._may_tell(self._records[0]):
+            return False
+        record = self._records.popleft()
         self._teller = threading.get_ident()
         # Out of the context of whoever drains: its span is not what an exemplar of ours should point at.
         token = otel_context.attach(Context())
@@ -131,6 +144,14 @@ class Finalizer:
         finally:
             otel_context.detach(token)
             self._teller = None
+        return True
+
+    def _may_tell(self, record: Record) -> bool:
+        try:
+            return self._is_ready(record) or perf_counter_ns() - (record.end_ns or 0) > _PATIENCE_NS
+        except Exception:  # noqa: BLE001
+            faults.note("telemetry.ready")
+            return True
 
     def _after_fork_in_child(self) -> None:
         # The parent tells what the parent saw. Locks may have been held by threads that are not here.

@@ -2,7 +2,7 @@
 
 Instruments are made from the table in :mod:`inferspan.semconv`. Attributes are bounded: beyond a limit of different
 values for a model, an operation or a phase, the value is ``_OTHER``. Points of a sampled trace carry its context, so
-that a reader can keep exemplars.
+that a reader can keep exemplars, but for counters.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from inferspan import semconv
+from inferspan.measure.figures import Figures, failed_allocations, utilization
 from inferspan.telemetry.spans import time_per_output_token_s, time_to_first_token_ns
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ class Points:
                 continue
             self._instruments[metric.name] = _create(meter, metric, observe_active)
 
-    def tell_inference(self, inference: Inference) -> None:
+    def tell_inference(self, inference: Inference, figures: Figures) -> None:
         """All points of one finished inference."""
         if inference.end_ns is None:
             return
@@ -83,8 +84,51 @@ class Points:
         for ratio in inference.padding:
             self._add(semconv.PADDING_RATIOS, ratio, short, context)
         self._tokens(inference, common, with_error, context)
+        self._measured(inference, figures, short, context)
+        self._memory(inference, figures, context)
         if not failed:
             self._generation(inference, common, short, context)
+
+    def _measured(self, inference: Inference, figures: Figures, short: dict[str, str], context: Context | None) -> None:
+        for name, part in figures.totals.items():
+            attributes = {**short, semconv.PHASE_NAME: self._phase(name)}
+            if part.gpu_s is not None:
+                self._add(semconv.GPU_TIMES, part.gpu_s, attributes, context)
+            if part.flops is not None:
+                self._add(semconv.FLOPS_DONE, part.flops, attributes, context)
+            used = utilization(inference, part)
+            if used is not None:
+                self._add(semconv.FLOPS_UTILIZATIONS, used, attributes, context)
+        if figures.kv_bytes is not None:
+            self._add(semconv.KV_CACHE_SIZES, figures.kv_bytes, short, context)
+        if figures.energy is not None:
+            self._add(semconv.ENERGY_CONSUMED, figures.energy.joules, short, context)
+            if inference.output_tokens:
+                self._add(semconv.ENERGY_PER_TOKEN, figures.energy.joules / inference.output_tokens, short, context)
+        compiles = inference.compiles
+        if compiles is not None:
+            self._add(semconv.COMPILE_DURATION, compiles.seconds, short, context)
+            self._add(semconv.RECOMPILES, compiles.recompiles, short, context)
+
+    def _memory(self, inference: Inference, figures: Figures, context: Context | None) -> None:
+        attributes = {}
+        if inference.model is not None:
+            attributes[semconv.REQUEST_MODEL] = self._model(inference.model.name)
+        if figures.growth is not None:
+            attributes[semconv.DEVICE] = figures.growth.device
+            self._add(semconv.MEMORY_GROWTH, figures.growth.bytes_per_inference, dict(attributes), None)
+        accelerator = inference.accelerator
+        if accelerator is not None:
+            attributes[semconv.DEVICE] = accelerator.device
+        elif inference.out_of_memory is not None:
+            attributes[semconv.DEVICE] = "cpu"
+        failures = failed_allocations(inference)
+        if failures:
+            self._add(semconv.OUT_OF_MEMORY, failures, attributes, context)
+        if inference.memory_after is not None:
+            self._add(semconv.MEMORY_AFTERWARDS, inference.memory_after.allocated, attributes, None)
+        if figures.peak is not None and figures.peak[0] is not None:
+            self._add(semconv.MEMORY_PEAKS, figures.peak[0], attributes, context)
 
     def tell_lone(self, lone: Lone) -> None:
         """The point of a phase that belongs to no inference."""
@@ -169,8 +213,12 @@ class Points:
     def _add(self, name: str, value: float, attributes: dict[str, str], context: Context | None) -> None:
         instrument = self._instruments.get(name)
         if instrument is not None:
-            add = instrument.add if semconv.METRICS[name].instrument == "counter" else instrument.record
-            add(value, attributes, context)
+            kind = semconv.METRICS[name].instrument
+            if kind == "histogram":
+                instrument.record(value, attributes, context)
+            else:
+                # no exemplars: the SDK would choose them by the program's own global random stream
+                (instrument.add if kind == "counter" else instrument.set)(value, attributes)
 
 
 def _create(meter: Meter, metric: semconv.Metric, observe_active: Callable[..., Any]) -> Any:
@@ -183,6 +231,8 @@ def _create(meter: Meter, metric: semconv.Metric, observe_active: Callable[..., 
         )
     if metric.instrument == "counter":
         return meter.create_counter(metric.name, metric.unit, metric.brief)
+    if metric.instrument == "gauge":
+        return meter.create_gauge(metric.name, metric.unit, metric.brief)
     return meter.create_observable_up_down_counter(metric.name, [observe_active], metric.unit, metric.brief)
 
 

@@ -9,8 +9,12 @@ from opentelemetry import _logs, metrics, trace
 from opentelemetry.metrics import CallbackOptions, Observation
 
 from inferspan import devices, faults, semconv
+from inferspan.devices.meter import Meter
+from inferspan.devices.nvml import Nvml
 from inferspan.inference import scope
 from inferspan.inference.record import Inference, Lone
+from inferspan.measure import figures
+from inferspan.measure.figures import Figures
 from inferspan.telemetry import devices as device_instruments
 from inferspan.telemetry.finalizer import Finalizer
 from inferspan.telemetry.metrics import Points
@@ -41,11 +45,13 @@ class Reporter:
     ) -> None:
         global _current
         self.settings = settings
-        self._finalizer = Finalizer(self._tell, settings.queue_max)
+        self._finalizer = Finalizer(self._tell, settings.queue_max, self._is_ready)
         self._providers = Providers(
             tracer_provider, meter_provider, logger_provider, self._finalizer.drain, self._at_exit
         )
         self.sampler = devices.sampler(settings)
+        self._meter = Meter(Nvml()) if "energy" in settings.measure else None
+        self._leaks = None
         self._points: Points | None = None
         self._over_children_max = 0
         self._dropped_told = {"fault": sum(faults.counts().values())}
@@ -58,9 +64,17 @@ class Reporter:
         self._finalizer.ensure_running()
         return start_root(self._providers.tracer(), inference, context)
 
+    def begin_on_device(self, inference: Inference) -> None:
+        accelerator = inference.accelerator
+        if self._meter is not None and accelerator is not None and accelerator.kind == "cuda":
+            self._meter.begin(accelerator.index)
+
     def submit(self, record: Inference | Lone) -> None:
         if isinstance(record, Inference):
             self._over_children_max += record.phases_dropped
+            accelerator = record.accelerator
+            if self._meter is not None and accelerator is not None and accelerator.kind == "cuda":
+                self._meter.end(accelerator.index)
         self._finalizer.submit(record)
         if isinstance(record, Lone):
             self._finalizer.ensure_running()
@@ -80,6 +94,8 @@ class Reporter:
         self._finalizer.stop(self.settings.flush_timeout)
         self._providers.release()
         self.sampler.stop()
+        if self._meter is not None:
+            self._meter.stop()
         if _current is self:
             _current = None
 
@@ -94,18 +110,32 @@ class Reporter:
                 self._points = Points(meter, self.settings, _observe_active)
                 device_instruments.create(meter, self.settings, _current_sampler)
 
+    def _is_ready(self, record: Inference | Lone) -> bool:
+        return isinstance(record, Lone) or figures.is_ready(record, self._meter)
+
     def _tell(self, record: Inference | Lone) -> None:
+        found = None if isinstance(record, Lone) else self._figures(record)
         # the points first: their exemplars need nothing of the spans, and a span processor may raise
-        self._tell_points(record)
+        self._tell_points(record, found)
         tracer = self._providers.tracer()
         if isinstance(record, Lone):
             tell_lone(tracer, record)
             return
         if self.settings.content_in_events:
             self._tell_event(record)
-        tell_inference(tracer, record, self.settings)
+        tell_inference(tracer, record, found or Figures(), self.settings)
 
-    def _tell_points(self, record: Inference | Lone) -> None:
+    def _figures(self, inference: Inference) -> Figures | None:
+        try:
+            found = figures.figures_of(inference, self._meter)
+            if self._leaks is not None:
+                found.growth = self._leaks.look(inference)
+            return found
+        except Exception:  # noqa: BLE001
+            faults.note("telemetry.figures")
+            return None
+
+    def _tell_points(self, record: Inference | Lone, found: Figures | None) -> None:
         try:
             self._bind_meter()
             points = self._points
@@ -114,7 +144,7 @@ class Reporter:
             if isinstance(record, Lone):
                 points.tell_lone(record)
             else:
-                points.tell_inference(record)
+                points.tell_inference(record, found or Figures())
             self._tell_dropped(points)
         except Exception:  # noqa: BLE001 - a user's view or exemplar filter
             faults.note("telemetry.metrics")

@@ -8,6 +8,7 @@ from opentelemetry.trace import SpanKind, Status, StatusCode, set_span_in_contex
 
 from inferspan import semconv
 from inferspan.inference.content import as_json, system_as_json
+from inferspan.measure.figures import Figures, attributes_of, fragmentation, part_attributes
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from inferspan.measure.generation import Generation
 
 _NS = 1e-9
+_RECOMPILES_MAX = 8
 
 
 def start_root(tracer: Tracer, inference: Inference, context: Context) -> Span:
@@ -35,16 +37,19 @@ def start_root(tracer: Tracer, inference: Inference, context: Context) -> Span:
     )
 
 
-def tell_inference(tracer: Tracer, inference: Inference, settings: Settings) -> None:
+def tell_inference(tracer: Tracer, inference: Inference, figures: Figures, settings: Settings) -> None:
     """Children, then the root's own facts and its end. Only the end where the trace is not recorded."""
     root = inference.root
     if root is None or inference.end_ns is None:
         return
     try:
         if root.is_recording():
-            for phase in inference.phases:
-                _tell_phase(tracer, phase, inference.context, inference.unix_offset_ns)
-            root.set_attributes(_root_attributes(inference, settings))
+            for place, phase in enumerate(inference.phases):
+                parts = figures.phases[place] if figures.phases else {}
+                told = {name: part_attributes(inference, name, part) for name, part in parts.items()}
+                _tell_phase(tracer, phase, inference.context, inference.unix_offset_ns, told)
+            root.set_attributes(_root_attributes(inference, figures, settings))
+            _tell_events(root, inference, figures)
             _tell_failure(root, inference)
     finally:  # whatever a span processor does with the children
         root.end(inference.end_ns + inference.unix_offset_ns)
@@ -54,7 +59,7 @@ def tell_lone(tracer: Tracer, lone: Lone) -> None:
     """A phase that belongs to no inference."""
     if lone.model is not None:
         lone.phase.set(semconv.REQUEST_MODEL, lone.model)
-    _tell_phase(tracer, lone.phase, lone.context, lone.unix_offset_ns)
+    _tell_phase(tracer, lone.phase, lone.context, lone.unix_offset_ns, {})
 
 
 def time_to_first_token_ns(inference: Inference) -> int | None:
@@ -80,24 +85,39 @@ def time_per_output_token_s(inference: Inference) -> float | None:
     return None if step is None else step * _NS
 
 
-def _tell_phase(tracer: Tracer, phase: Phase, context: Context | None, offset_ns: int) -> None:
-    attributes = dict(phase.attributes or ())
+def _tell_phase(
+    tracer: Tracer, phase: Phase, context: Context | None, offset_ns: int, measured: dict[str, dict[str, Any]]
+) -> None:
+    attributes = {**(phase.attributes or {}), **measured.get(phase.name, {})}
     if phase.calls > 1:
         attributes[semconv.PHASE_CALLS] = phase.calls
         attributes[semconv.PHASE_TIME] = phase.busy_ns * _NS
     span = tracer.start_span(phase.name, context, SpanKind.INTERNAL, attributes, start_time=phase.start_ns + offset_ns)
     if phase.generation is not None:
-        _tell_generation(tracer, phase.generation, phase, set_span_in_context(span, context), offset_ns)
+        _tell_generation(tracer, phase.generation, phase, set_span_in_context(span, context), offset_ns, measured)
     _mark(span, phase.error)
     span.end(phase.end_ns + offset_ns)
 
 
-def _tell_generation(tracer: Tracer, generation: Generation, phase: Phase, context: Context, offset_ns: int) -> None:
+def _tell_generation(
+    tracer: Tracer,
+    generation: Generation,
+    phase: Phase,
+    context: Context,
+    offset_ns: int,
+    measured: dict[str, dict[str, Any]],
+) -> None:
     end_ns = generation.end_ns or phase.end_ns
     first_ns = generation.first_token_ns
     if first_ns is None and phase.error is None:
         return  # a decoding loop of the program's own that never asks whether to go on: nothing tells its steps
-    prefill = tracer.start_span(semconv.PREFILL, context, SpanKind.INTERNAL, start_time=generation.start_ns + offset_ns)
+    prefill = tracer.start_span(
+        semconv.PREFILL,
+        context,
+        SpanKind.INTERNAL,
+        measured.get(semconv.PREFILL),
+        start_time=generation.start_ns + offset_ns,
+    )
     _mark(prefill, phase.error if first_ns is None else None)
     prefill.end((end_ns if first_ns is None else first_ns) + offset_ns)
     if first_ns is None or (generation.steps < 2 and phase.error is None):
@@ -106,7 +126,7 @@ def _tell_generation(tracer: Tracer, generation: Generation, phase: Phase, conte
         semconv.DECODE,
         context,
         SpanKind.INTERNAL,
-        {semconv.DECODE_STEPS: generation.steps - 1},
+        {semconv.DECODE_STEPS: generation.steps - 1, **measured.get(semconv.DECODE, {})},
         start_time=first_ns + offset_ns,
     )
     _mark(decode, phase.error)
@@ -119,8 +139,14 @@ def _mark(span: Span, error: str | None) -> None:
         span.set_status(Status(StatusCode.ERROR))
 
 
-def _root_attributes(inference: Inference, settings: Settings) -> dict[str, Any]:
+def _root_attributes(inference: Inference, figures: Figures, settings: Settings) -> dict[str, Any]:
+    compiles = inference.compiles
+    whole = inference.whole
     found: dict[str, Any] = {
+        **attributes_of(inference, figures),
+        semconv.GPU_PENDING: None if whole is None or whole.watch is None else whole.watch.is_pending,
+        semconv.COMPILE_COUNT: None if compiles is None else compiles.count,
+        semconv.COMPILE_TIME: None if compiles is None else compiles.seconds,
         semconv.COLD: inference.cold,
         semconv.BATCH_SIZE: inference.rows_max or None,
         semconv.SEQUENCE_LENGTH: inference.length_max or None,
@@ -135,6 +161,7 @@ def _root_attributes(inference: Inference, settings: Settings) -> dict[str, Any]
         semconv.CANCELLED: inference.cancelled or None,
         semconv.CHILDREN_DROPPED: inference.phases_dropped or None,
         semconv.CPU_TIME: None if inference.cpu_time_ns is None else inference.cpu_time_ns * _NS,
+        semconv.MEMORY_USAGE_BEFORE: inference.memory_start_bytes,
         semconv.MEMORY_USAGE: inference.memory_bytes,
         semconv.TIME_PER_OUTPUT_TOKEN: time_per_output_token_s(inference),
     }
@@ -148,7 +175,11 @@ def _root_attributes(inference: Inference, settings: Settings) -> dict[str, Any]
     if settings.content_on_spans:
         found.update(content_attributes(inference, settings))
     found.update(inference.attributes)
-    return {name: value for name, value in found.items() if value is not None}
+    return _present(found)
+
+
+def _present(attributes: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in attributes.items() if value is not None}
 
 
 def content_attributes(inference: Inference, settings: Settings) -> dict[str, str]:
@@ -167,6 +198,44 @@ def content_attributes(inference: Inference, settings: Settings) -> dict[str, st
     if system is not None:
         found[semconv.SYSTEM_INSTRUCTIONS] = system
     return found
+
+
+def _tell_events(root: Span, inference: Inference, figures: Figures) -> None:
+    at_ns = (inference.end_ns or inference.start_ns) + inference.unix_offset_ns
+    growth = figures.growth
+    if growth is not None and growth.leak is not None:
+        leak = growth.leak
+        root.add_event(
+            semconv.LEAK_EVENT,
+            {
+                semconv.DEVICE: growth.device,
+                semconv.GROWTH: leak.bytes_per_inference,
+                semconv.GROWN: leak.grown_bytes,
+                semconv.WINDOW: leak.inferences,
+            },
+            at_ns,
+        )
+    failed = inference.out_of_memory
+    if failed is not None:
+        memory = inference.memory_after
+        attributes = {
+            semconv.OOM_REQUESTED: failed.requested,
+            semconv.OOM_FREE: failed.free,
+            semconv.MEMORY_AFTER: None if memory is None else memory.allocated,
+            semconv.MEMORY_HELD: None if memory is None else memory.reserved,
+            semconv.MEMORY_FRAGMENTATION: None if memory is None else fragmentation(memory),
+        }
+        root.add_event(semconv.OUT_OF_MEMORY_EVENT, _present(attributes), at_ns)
+    recompiled = [] if inference.compiles is None else [c for c in inference.compiles.kept if c.reason is not None]
+    for compiled in recompiled[:_RECOMPILES_MAX]:
+        told = {
+            semconv.COMPILE_FUNCTION: compiled.function,
+            semconv.COMPILE_LOCATION: compiled.location,
+            semconv.COMPILE_REASON: compiled.reason,
+            semconv.COMPILE_TIME: compiled.seconds,
+            semconv.ERROR_TYPE: compiled.error,
+        }
+        root.add_event(semconv.RECOMPILE_EVENT, _present(told), compiled.start_ns + inference.unix_offset_ns)
 
 
 def _tell_failure(root: Span, inference: Inference) -> None:

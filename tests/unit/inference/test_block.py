@@ -19,7 +19,11 @@ import inferspan
 from inferspan.inference import scope
 from support.recorder import Recorder
 
-PROCESS = {"inferspan.process.cpu_time": ..., "inferspan.process.memory_usage": ...}
+PROCESS = {
+    "inferspan.process.cpu_time": ...,
+    "inferspan.process.memory_before": ...,
+    "inferspan.process.memory_usage": ...,
+}
 
 
 class Net:

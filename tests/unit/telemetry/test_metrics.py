@@ -19,6 +19,7 @@ from inferspan.config import Settings
 from inferspan.inference.error import Failure
 from inferspan.inference.model import ModelFacts
 from inferspan.inference.record import Inference, Lone, Phase
+from inferspan.measure.figures import Figures
 from inferspan.measure.generation import Generation
 from inferspan.measure.tokens import Batch
 from inferspan.telemetry.metrics import Points
@@ -99,7 +100,7 @@ def generating() -> Inference:
 
 def test_points_of_a_generation_are_all_there() -> None:
     meter = Meter()
-    meter.points.tell_inference(generating())
+    meter.points.tell_inference(generating(), Figures())
 
     assert meter.read() == {
         "gen_ai.client.operation.duration": [(COMMON, 1, 0.1)],
@@ -124,7 +125,7 @@ def test_points_of_a_generation_are_all_there() -> None:
 
 def test_points_of_a_generation_with_the_latest_conventions_have_the_newer_names() -> None:
     meter = Meter(latest_conventions=True)
-    meter.points.tell_inference(generating())
+    meter.points.tell_inference(generating(), Figures())
     found = {name: points for name, points in meter.read().items() if name.startswith("gen_ai.")}
 
     assert found == {
@@ -144,7 +145,7 @@ def test_points_of_what_is_not_streamed_have_no_first_chunk(latest: bool) -> Non
     meter = Meter(latest_conventions=latest)
     record = generating()
     record.stream = False
-    meter.points.tell_inference(record)
+    meter.points.tell_inference(record, Figures())
 
     assert "gen_ai.client.inference.time_to_first_chunk" not in meter.read()
 
@@ -155,7 +156,7 @@ def test_points_of_a_failure_have_its_type_and_no_times_of_tokens() -> None:
     record.failure = Failure("ValueError", "frames", None)
     record.generation = generation(4, 10, 20, end_ms=30)
     finish(record, "forward", 70, record.generation)
-    meter.points.tell_inference(record)
+    meter.points.tell_inference(record, Figures())
 
     assert meter.read() == {
         "gen_ai.client.operation.duration": [({**COMMON, "error.type": "ValueError"}, 1, 0.1)],
@@ -170,7 +171,7 @@ def test_points_of_a_failure_have_its_type_and_no_times_of_tokens() -> None:
 
 def test_points_without_a_model_name_none_and_no_provider() -> None:
     meter = Meter()
-    meter.points.tell_inference(inference("answer", model=None))
+    meter.points.tell_inference(inference("answer", model=None), Figures())
 
     assert meter.read() == {"gen_ai.client.operation.duration": [({"gen_ai.operation.name": "answer"}, 1, 0.1)]}
 
@@ -179,7 +180,7 @@ def test_points_of_a_model_of_another_make_have_no_provider() -> None:
     meter = Meter()
     record = inference()
     record.model = ModelFacts("me/model")
-    meter.points.tell_inference(record)
+    meter.points.tell_inference(record, Figures())
 
     assert meter.read() == {"gen_ai.client.operation.duration": [(SHORT, 1, 0.1)]}
 
@@ -190,7 +191,7 @@ def test_points_of_a_load_are_its_duration_alone(failed: bool) -> None:
     record = inference("load")
     record.single_span = True
     record.failure = Failure("OSError", "", None) if failed else None
-    meter.points.tell_inference(record)
+    meter.points.tell_inference(record, Figures())
 
     attributes = {"gen_ai.provider.name": "huggingface", "gen_ai.request.model": "me/model"}
     assert meter.read() == {
@@ -202,7 +203,7 @@ def test_points_of_a_forward_called_directly_have_it_as_their_phase() -> None:
     meter = Meter()
     record = inference("forward")
     record.single_span = True
-    meter.points.tell_inference(record)
+    meter.points.tell_inference(record, Figures())
 
     assert meter.read()["inferspan.phase.duration"] == [
         (
@@ -216,10 +217,10 @@ def test_points_of_a_forward_called_directly_have_it_as_their_phase() -> None:
 def test_points_without_children_are_the_same() -> None:
     """Neither a limit of no children nor a full queue takes anything from the metrics."""
     whole, bare = Meter(), Meter()
-    whole.points.tell_inference(generating())
+    whole.points.tell_inference(generating(), Figures())
     record = generating()
     record.phases = []
-    bare.points.tell_inference(record)
+    bare.points.tell_inference(record, Figures())
 
     assert bare.read() == whole.read()
 
@@ -259,7 +260,7 @@ def test_points_of_an_inference_that_goes_on_are_none() -> None:
     meter = Meter()
     record = inference()
     record.end_ns = None
-    meter.points.tell_inference(record)
+    meter.points.tell_inference(record, Figures())
 
     assert meter.read() == {}
 
@@ -278,7 +279,7 @@ def test_points_of_single_tokens_are_as_many_as_allowed(limit: int, kept: tuple[
     # intervals of 10, 20, 30 and 40 ms
     record.generation = generation(0, 0, 10, 30, 60, 100, end_ms=100)
     finish(record, "forward", 100, record.generation)
-    meter.points.tell_inference(record)
+    meter.points.tell_inference(record, Figures())
 
     points = meter.read().get("inferspan.inter_token.duration", [])
     assert [point[1:] for point in points] == ([(2, 0.04)] if limit == 2 else [kept] if kept[0] else [])
@@ -294,14 +295,14 @@ def values(meter: Meter, metric: str, attribute: str) -> dict[Any, int]:
 def test_models_beyond_the_limit_are_other() -> None:
     meter = Meter(models_max=2)
     for name in ("a", "b", "c", "a", "d"):
-        meter.points.tell_inference(inference(model=name))
+        meter.points.tell_inference(inference(model=name), Figures())
 
     assert values(meter, "gen_ai.client.operation.duration", "gen_ai.request.model") == {"a": 2, "b": 1, "_OTHER": 2}
 
 
 def test_models_of_loads_and_tokenizers_count_towards_the_same_limit() -> None:
     meter = Meter(models_max=1)
-    meter.points.tell_inference(inference("load", model="a"))
+    meter.points.tell_inference(inference("load", model="a"), Figures())
     meter.points.tell_lone(Lone(Phase("tokenize", None, 0), Context(), "b"))
 
     assert values(meter, "inferspan.load.duration", "gen_ai.request.model") == {"a": 1}
@@ -311,7 +312,7 @@ def test_models_of_loads_and_tokenizers_count_towards_the_same_limit() -> None:
 def test_operations_beyond_the_limit_are_other() -> None:
     meter = Meter()
     for number in range(60):
-        meter.points.tell_inference(inference(f"operation{number}"))
+        meter.points.tell_inference(inference(f"operation{number}"), Figures())
     found = values(meter, "gen_ai.client.operation.duration", "gen_ai.operation.name")
 
     assert (len(found), found["_OTHER"]) == (51, 10)
@@ -322,7 +323,7 @@ def test_phases_beyond_the_limit_are_other() -> None:
     record = inference()
     for number in range(60):
         finish(record, f"phase{number}", 1)
-    meter.points.tell_inference(record)
+    meter.points.tell_inference(record, Figures())
     found = values(meter, "inferspan.phase.duration", "inferspan.phase")
 
     assert (len(found), found["_OTHER"]) == (51, 10)
@@ -331,7 +332,7 @@ def test_phases_beyond_the_limit_are_other() -> None:
 def test_attributes_of_many_names_take_bounded_memory() -> None:
     meter = Meter(models_max=2000)
     for number in range(3000):
-        meter.points.tell_inference(inference(model=f"model{number}"))
+        meter.points.tell_inference(inference(model=f"model{number}"), Figures())
 
     assert len(meter.points._attributes) == 2048
     assert len(values(meter, "gen_ai.client.operation.duration", "gen_ai.request.model")) <= 2001
@@ -365,7 +366,7 @@ def test_instruments_are_those_of_the_table_but_the_other_conventions(latest: bo
 
 def test_instruments_have_unit_description_and_buckets_of_the_table() -> None:
     meter = Meter()
-    meter.points.tell_inference(generating())
+    meter.points.tell_inference(generating(), Figures())
     data = meter.reader.get_metrics_data()
     assert data is not None
     for metric in data.resource_metrics[0].scope_metrics[0].metrics:

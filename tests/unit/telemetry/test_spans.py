@@ -17,6 +17,7 @@ from inferspan.inference.content import Content
 from inferspan.inference.error import Failure
 from inferspan.inference.model import ModelFacts
 from inferspan.inference.record import Inference, Lone, Phase
+from inferspan.measure.figures import Figures
 from inferspan.measure.generation import Generation
 from inferspan.measure.tokens import Batch
 from inferspan.telemetry.spans import (
@@ -40,11 +41,11 @@ class Sdk:
         self.provider.add_span_processor(SimpleSpanProcessor(self.exporter))
         self.tracer = self.provider.get_tracer("test")
 
-    def tell(self, inference: Inference, settings: Settings | None = None) -> None:
+    def tell(self, inference: Inference, settings: Settings | None = None, figures: Figures | None = None) -> None:
         inference.parent = Context()
         inference.root = start_root(self.tracer, inference, inference.parent)
         inference.context = set_span_in_context(inference.root, inference.parent)
-        tell_inference(self.tracer, inference, settings or Settings())
+        tell_inference(self.tracer, inference, figures or Figures(), settings or Settings())
 
     def spans(self) -> list[ReadableSpan]:
         return list(self.exporter.get_finished_spans())
@@ -135,6 +136,7 @@ def test_inference_full_of_facts_has_them_all(sdk: Sdk) -> None:
     record.add_output(7, False)
     record.busy_ns = 50 * MS
     record.cpu_time_ns = 40 * MS
+    record.memory_start_bytes = 120
     record.memory_bytes = 123
     record.abandoned = record.cancelled = True
     record.phases_dropped = 5
@@ -159,6 +161,7 @@ def test_inference_full_of_facts_has_them_all(sdk: Sdk) -> None:
         "inferspan.load.time": 2.0,
         "inferspan.padding.ratio": 0.25,
         "inferspan.process.cpu_time": 0.04,
+        "inferspan.process.memory_before": 120,
         "inferspan.process.memory_usage": 123,
         "inferspan.sequence.length": 6,
         "inferspan.time_per_output_token": 0.02,

@@ -1,0 +1,158 @@
+"""A GPU of the tests: a stand-in for ``torch.cuda`` under the real :mod:`inferspan.measure.accelerator`.
+
+It has what the library asks torch for: events on a stream, whether that is being captured, the allocator's counters.
+Time on it passes only by :meth:`FakeGpu.work`, is done by :meth:`FakeGpu.finish`, and what the library must not do
+(wait for the device, query during a capture, record in one) raises.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import pytest
+
+from inferspan.measure import accelerator
+from inferspan.measure.accelerator import Captures
+
+
+class FakeEvent:
+    """As ``torch.cuda.Event``: bound to a device when first recorded, readable when the device has come past it."""
+
+    made = 0
+
+    def __init__(self, gpu: FakeGpu, enable_timing: bool) -> None:
+        assert enable_timing
+        FakeEvent.made += 1
+        self.gpu = gpu
+        self.index: int | None = None
+        self.at_s: float | None = None
+
+    def record(self, stream: tuple[str, int]) -> None:
+        self.gpu.fail_if_told()
+        assert not self.gpu.capturing, "recorded inside the capture of a graph"
+        assert self.index in (None, stream[1]), "recorded on another device than before"
+        self.index = stream[1]
+        self.at_s = self.gpu.queued_s
+
+    def query(self) -> bool:
+        self.gpu.fail_if_told()
+        self.gpu.queries += 1
+        assert not self.gpu.capturing, "a query during a capture ruins it"
+        return self.at_s is None or self.gpu.done_s >= self.at_s
+
+    def elapsed_time(self, end: FakeEvent) -> float:
+        assert self.index == end.index, "events of two devices"
+        assert self.query(), "not recorded, or not done"
+        assert end.query(), "not recorded, or not done"
+        assert self.at_s is not None
+        assert end.at_s is not None
+        return (end.at_s - self.at_s) * 1e3
+
+    def synchronize(self) -> None:
+        raise AssertionError("it waited for the device")
+
+
+class FakeGpu:
+    """The module: what ``torch.cuda`` is to the library. All devices share one clock and one allocator."""
+
+    def __init__(self, name: str = "NVIDIA H100 80GB HBM3") -> None:
+        self.name = name
+        self.initialized = True
+        self.capturing = False
+        self.error: Exception | None = None
+        self.queued_s = self.done_s = 0.0
+        self.queries = 0
+        self.allocated = self.peak = self.handed_out = 0
+        self.reserved = 1 << 30
+        self.inactive = 0
+        self.retries = self.failures = 0
+        self.counts_memory = True
+
+    # -- what a test does to it
+
+    def work(self, seconds: float) -> None:
+        """Queue some work."""
+        self.queued_s += seconds
+
+    def finish(self) -> None:
+        """All that was queued is done."""
+        self.done_s = self.queued_s
+
+    def allocate(self, size: int) -> None:
+        self.allocated += size
+        self.handed_out += size
+        self.peak = max(self.peak, self.allocated)
+
+    def free(self, size: int) -> None:
+        self.allocated -= size
+
+    def reset_peak(self) -> None:
+        """What ``torch.cuda.reset_peak_memory_stats()`` does, for the program's own use."""
+        self.peak = self.allocated
+
+    def fail_if_told(self) -> None:
+        if self.error is not None:
+            raise self.error
+
+    # -- what the library asks
+
+    def is_initialized(self) -> bool:
+        return self.initialized
+
+    def current_device(self) -> int:
+        return 0
+
+    def current_stream(self, index: int) -> tuple[str, int]:
+        return ("stream", index)
+
+    def is_current_stream_capturing(self) -> bool:
+        self.fail_if_told()
+        return self.capturing
+
+    def get_device_name(self, index: int) -> str:
+        return self.name
+
+    def Event(self, *, enable_timing: bool) -> FakeEvent:
+        return FakeEvent(self, enable_timing)
+
+    def memory_stats_as_nested_dict(self, index: int) -> dict[str, Any]:
+        self.fail_if_told()
+        counted = self.counts_memory
+        return {
+            "allocated_bytes": {
+                "all": {
+                    "current": self.allocated * counted,
+                    "peak": self.peak * counted,
+                    "allocated": self.handed_out * counted,
+                }
+            },
+            "reserved_bytes": {"all": {"current": self.reserved * counted}},
+            "inactive_split_bytes": {"all": {"current": self.inactive * counted}},
+            "num_alloc_retries": self.retries,
+            "num_ooms": self.failures,
+        }
+
+    def synchronize(self, *args: Any) -> None:
+        raise AssertionError("it waited for the device")
+
+    reset_peak_memory_stats = reset_accumulated_memory_stats = empty_cache = mem_get_info = synchronize
+
+
+class FakeTorch:
+    """What of torch the accelerator looks at."""
+
+    def __init__(self, gpu: FakeGpu) -> None:
+        self.cuda = gpu
+
+
+def install(gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch, *, as_host: bool = False) -> None:
+    """Have the library find it under ``cuda``. ``as_host``: real models that run on the CPU count as running on it."""
+    known: dict[str, Any] = {}
+    monkeypatch.setattr(accelerator, "_known", known)
+    monkeypatch.setattr(accelerator, "captures", Captures())
+    if not as_host:
+        monkeypatch.setitem(sys.modules, "torch", FakeTorch(gpu))  # type: ignore[arg-type]
+        return
+    device = accelerator.Accelerator("cuda", 0, gpu)
+    monkeypatch.setattr(accelerator, "of", lambda name: device if name in ("cpu", "cuda:0") else None)
