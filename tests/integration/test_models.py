@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import types
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -346,3 +347,27 @@ def test_model_put_back_calls_as_before(bare_recorder: Recorder) -> None:
     assert "__call__" in vars(transformers.PreTrainedModel)
     inferspan.uninstrument()
     assert dict(vars(transformers.PreTrainedModel)) == before
+
+
+def test_models_compiled_have_their_own_limit_of_recompilations(bare_recorder: Recorder) -> None:
+    """Dynamo's limit belongs to a frame: if ours were the first that it sees, all models would share it."""
+    made = torch._dynamo.config.cache_size_limit + 2
+
+    def forward(self: Any, inputs_embeds: torch.Tensor) -> torch.Tensor:
+        return inputs_embeds * 2
+
+    def compiled_graphs() -> int:
+        torch._dynamo.reset()
+        torch._dynamo.utils.counters.clear()
+        for number in range(made):
+            own = types.FunctionType(forward.__code__.replace(co_firstlineno=number + 1), globals(), "forward")
+            cls = type(f"Model{number}", (transformers.PreTrainedModel,), {"forward": own})
+            model = cls(transformers.PretrainedConfig()).eval()
+            model.register_parameter("scale", torch.nn.Parameter(torch.ones(1)))
+            with torch.no_grad():
+                torch.compile(model, backend="eager")(IDS.float())
+        return torch._dynamo.utils.counters["stats"]["unique_graphs"]
+
+    assert compiled_graphs() == made
+    bare_recorder.instrument()
+    assert compiled_graphs() == made

@@ -174,7 +174,10 @@ def _call(model: Any, name: str) -> int | None:
 
 
 def _dtype(model: Any) -> str | None:
-    dtype = getattr(model, "dtype", None)
+    try:
+        dtype = getattr(model, "dtype", None)
+    except Exception:  # noqa: BLE001 - that of a PreTrainedModel without any parameter is a StopIteration
+        return None
     return None if dtype is None else str(dtype).removeprefix("torch.")
 
 
