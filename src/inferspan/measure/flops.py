@@ -62,6 +62,7 @@ _WIDTHS = ("embed_dim", "hidden_size")
 _TOP_K = ("num_experts_per_tok", "num_experts_per_token", "num_selected_experts", "moe_topk", "moe_top_k", "top_k")
 _MATRIX = (("in_features", "out_features"), ("nx", "nf"), ("infeatures", "outfeatures"))
 _MEDIA = ("pixel_values", "input_features", "input_values", "pixel_values_videos", "audio_values")
+_PROPOSING = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit")
 _GROWING_CACHES = (None, "dynamic", "dynamic_full", "offloaded", "quantized")
 # Others (torchao's, DTensor) do not tell by shape and dtype how many bytes they take here.
 _PLAIN_TENSORS = frozenset(("Parameter", "Tensor", "Params4bit", "Int8Params"))
@@ -82,19 +83,24 @@ def read_work(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Work | None:
     batch = text[:-1] or (media or source or decoder)[:1]
     if not batch:
         return None
-    config, keep = kwargs.get("generation_config"), kwargs.get("logits_to_keep")
-    cache = kwargs.get("cache_implementation") or getattr(config, "cache_implementation", None)
+    config = kwargs.get("generation_config")
+
+    def setting(name: str) -> Any:
+        value = kwargs.get(name)
+        return value if value is not None else getattr(config, name, None)
+
+    grows = setting("cache_implementation") in _GROWING_CACHES
     return Work(
         rows=math.prod(batch),
         length=text[-1] if text else None,
         decoder_length=decoder[-1] if decoder else None,
         source_length=source[1] if source else None,
         media=media,
-        past=_cache_length(kwargs.get("past_key_values")) if cache in _GROWING_CACHES else None,
-        keep=shapes["logits_to_keep"][0] if "logits_to_keep" in shapes else _int(keep),
-        cached=kwargs.get("use_cache") is not False,
-        chunk=_int(kwargs.get("prefill_chunk_size")) or _int(getattr(config, "prefill_chunk_size", None)),
-        assisted=any(kwargs.get(name) is not None for name in ("assistant_model", "prompt_lookup_num_tokens")),
+        past=_cache_length(kwargs.get("past_key_values")) if grows else None,
+        keep=shapes["logits_to_keep"][0] if "logits_to_keep" in shapes else _int(kwargs.get("logits_to_keep")),
+        cached=setting("use_cache") is not False,
+        chunk=_int(setting("prefill_chunk_size")),
+        assisted=any(setting(name) is not None for name in _PROPOSING),
     )
 
 
@@ -112,9 +118,10 @@ def take_inventory(model: Any) -> Inventory | None:
         main, side, feeds_decoder = side, Stack(), False
     if not (main.token or main.row or main.head or main.chain):
         return None
+    kind = type(model).__name__
     is_known = any(base.__module__.partition(".")[0] == "transformers" for base in type(model).__mro__)
-    if main.chain and not main.layers and is_known and not type(model).__name__.startswith("ResNet"):
-        return None  # blocks of convolutions have branches that names do not tell
+    if walk.is_staged or (main.chain and not main.layers and is_known and not kind.startswith("ResNet")):
+        return None  # positions that are merged on the way, or branches of convolutions, are not told by names
     # layers that run more than once, or by something else than attention, show in their number
     is_plain = (
         side.layers > 0 if feeds_decoder else main.layers == getattr(walk.config, "num_hidden_layers", main.layers)
@@ -153,6 +160,7 @@ class _Walk:
         self.kv: dict[int | None, int] = {}
         self.exact = self.sizes_known = True
         self._model = model
+        self._widths: dict[int, set[int]] = {}
         head = getattr(model, "get_output_embeddings", None)
         self._head = head() if callable(head) else None
         # what a classifier has beside its base model sees what was pooled
@@ -164,6 +172,11 @@ class _Walk:
         self._layer_types = getattr(self.config, "layer_types", None)
         windows = (_int(getattr(self.config, name, None)) for name in ("sliding_window", "attention_chunk_size"))
         self._window = next(filter(None, windows), None)
+
+    @property
+    def is_staged(self) -> bool:
+        """Whether layers behind convolutions grow wider, as they do where their positions become fewer (Swin)."""
+        return any(stack.chain and len(self._widths.get(id(stack), ())) > 1 for stack in (self.main, self.side))
 
     def visit(self, module: Any, place: _Place) -> None:
         own, kind = module.__dict__, type(module).__name__
@@ -288,6 +301,7 @@ class _Walk:
             stack.source_pair += 2 * heads * both
             return
         stack.layers += 1
+        self._widths.setdefault(id(stack), set()).add(heads * both)
         stack.pairs[window] = stack.pairs.get(window, 0) + 2 * heads * both
         if stack is self.main:
             kv_bytes = (_first_int(own, config, _KV_HEADS) or heads) * both * self._element_bytes
