@@ -156,6 +156,7 @@ class Inference:
         self.compiles: Compiles | None = None
         self.serial = 0
         self.is_alone = False
+        self.open_after = 0
         self.busy_ns: int | None = None
         self.cpu_start_ns: int | None = None
         self.cpu_time_ns: int | None = None

@@ -231,6 +231,7 @@ def close(
         if _memory is not None:
             inference.memory_bytes = _memory.read_bytes()
         inference.is_alone = inference.is_alone and inference.serial == _last_serial
+        inference.open_after = len(_open)
         if inference.whole is not None and inference.whole.watch is not None:
             inference.whole.watch.stop()
         if inference.memory_before is not None and inference.accelerator is not None:

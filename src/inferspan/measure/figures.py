@@ -62,7 +62,7 @@ class Figures:
     """Upper and lower bound of the allocator's peak; equal where it is exact."""
     energy: Energy | None = None
     clock_hz: float | None = None
-    growth: Growth | None = None
+    growths: list[Growth] = field(default_factory=list)
 
     @property
     def gpu_s(self) -> float | None:

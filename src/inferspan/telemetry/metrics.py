@@ -114,9 +114,9 @@ class Points:
         attributes = {}
         if inference.model is not None:
             attributes[semconv.REQUEST_MODEL] = self._model(inference.model.name)
-        if figures.growth is not None:
-            attributes[semconv.DEVICE] = figures.growth.device
-            self._add(semconv.MEMORY_GROWTH, figures.growth.bytes_per_inference, dict(attributes), None)
+        for growth in figures.growths:
+            on_device = {**attributes, semconv.DEVICE: growth.device}
+            self._add(semconv.MEMORY_GROWTH, growth.bytes_per_inference, on_device, None)
         accelerator = inference.accelerator
         if accelerator is not None:
             attributes[semconv.DEVICE] = accelerator.device

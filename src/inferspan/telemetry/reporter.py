@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,8 @@ from inferspan.devices.nvml import Nvml
 from inferspan.inference import scope
 from inferspan.inference.record import Inference, Lone
 from inferspan.measure import figures
-from inferspan.measure.figures import Figures
+from inferspan.measure.figures import Figures, Growth
+from inferspan.measure.leaks import ALLOCATOR, RESIDENT, Leaks
 from inferspan.telemetry import devices as device_instruments
 from inferspan.telemetry.finalizer import Finalizer
 from inferspan.telemetry.metrics import Points
@@ -51,7 +53,8 @@ class Reporter:
         )
         self.sampler = devices.sampler(settings)
         self._meter = Meter(Nvml()) if "energy" in settings.measure else None
-        self._leaks = None
+        self._leaks = Leaks() if "leaks" in settings.measure else None
+        self._leaks_pid = os.getpid()
         self._points: Points | None = None
         self._over_children_max = 0
         self._dropped_told = {"fault": sum(faults.counts().values())}
@@ -128,12 +131,31 @@ class Reporter:
     def _figures(self, inference: Inference) -> Figures | None:
         try:
             found = figures.figures_of(inference, self._meter)
-            if self._leaks is not None:
-                found.growth = self._leaks.look(inference)
+            found.growths = [] if self._leaks is None else list(self._look_for_leaks(self._leaks, inference))
             return found
         except Exception:  # noqa: BLE001
             faults.note("telemetry.figures")
             return None
+
+    def _look_for_leaks(self, leaks: Leaks, inference: Inference) -> Iterable[Growth]:
+        if inference.operation == semconv.LOAD_OPERATION or self._leaks_pid != os.getpid():
+            self._leaks_pid = os.getpid()
+            leaks.restart()  # what a model takes is no growth; a forked child has memory of its own
+            return
+        name = inference.operation if inference.model is None else inference.model.name
+        readings = [("cpu", inference.memory_bytes, RESIDENT)]
+        if inference.accelerator is not None and inference.memory_after is not None:
+            readings.append((inference.accelerator.device, inference.memory_after.allocated, ALLOCATOR))
+        for device, held, noise in readings:
+            key = (name, device)
+            shape = (inference.rows_max, inference.length_max)
+            leak = leaks.add(key, held, noise, at_ns=inference.end_ns or 0, shape=shape, others=inference.open_after)
+            growth = leaks.growth(key)
+            if leak is not None:
+                # once for each memory: a leak anywhere in the process shows at every model that runs meanwhile
+                faults.warn_once(f"leak {device}", leak.sentence(name, None if device == "cpu" else device))
+            if growth is not None:
+                yield Growth(device, growth, leak)
 
     def _tell_points(self, record: Inference | Lone, found: Figures | None) -> None:
         try:

@@ -202,19 +202,15 @@ def content_attributes(inference: Inference, settings: Settings) -> dict[str, st
 
 def _tell_events(root: Span, inference: Inference, figures: Figures) -> None:
     at_ns = (inference.end_ns or inference.start_ns) + inference.unix_offset_ns
-    growth = figures.growth
-    if growth is not None and growth.leak is not None:
-        leak = growth.leak
-        root.add_event(
-            semconv.LEAK_EVENT,
-            {
-                semconv.DEVICE: growth.device,
+    for device, _, leak in figures.growths:
+        if leak is not None:
+            told = {
+                semconv.DEVICE: device,
                 semconv.GROWTH: leak.bytes_per_inference,
                 semconv.GROWN: leak.grown_bytes,
                 semconv.WINDOW: leak.inferences,
-            },
-            at_ns,
-        )
+            }
+            root.add_event(semconv.LEAK_EVENT, told, at_ns)
     failed = inference.out_of_memory
     if failed is not None:
         memory = inference.memory_after
@@ -228,14 +224,14 @@ def _tell_events(root: Span, inference: Inference, figures: Figures) -> None:
         root.add_event(semconv.OUT_OF_MEMORY_EVENT, _present(attributes), at_ns)
     recompiled = [] if inference.compiles is None else [c for c in inference.compiles.kept if c.reason is not None]
     for compiled in recompiled[:_RECOMPILES_MAX]:
-        told = {
+        compilation = {
             semconv.COMPILE_FUNCTION: compiled.function,
             semconv.COMPILE_LOCATION: compiled.location,
             semconv.COMPILE_REASON: compiled.reason,
             semconv.COMPILE_TIME: compiled.seconds,
             semconv.ERROR_TYPE: compiled.error,
         }
-        root.add_event(semconv.RECOMPILE_EVENT, _present(told), compiled.start_ns + inference.unix_offset_ns)
+        root.add_event(semconv.RECOMPILE_EVENT, _present(compilation), compiled.start_ns + inference.unix_offset_ns)
 
 
 def _tell_failure(root: Span, inference: Inference) -> None:
