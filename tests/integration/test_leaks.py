@@ -95,9 +95,13 @@ def test_a_leak_on_the_device(monkeypatch: pytest.MonkeyPatch, bare_recorder: Re
         gpu.finish()
 
     model.register_forward_hook(leak)
-    with pytest.warns(UserWarning, match="memory on cuda:0 grows by 4 KiB with each inference of Bert"):
+
+    def infer() -> None:
         for _ in range(700):
             model(torch.tensor([[5, 6]]))
         bare_recorder.tracer_provider.force_flush()
+
+    with pytest.warns(UserWarning, match="memory on cuda:0 grows by 4 KiB with each inference of Bert"):
+        infer()
     events = [e for span in bare_recorder.spans() for e in span.events if e.name == semconv.LEAK_EVENT]
     assert [dict(event.attributes or {})[semconv.DEVICE] for event in events] == ["cuda:0"]

@@ -204,7 +204,7 @@ def _tell_events(root: Span, inference: Inference, figures: Figures) -> None:
     at_ns = (inference.end_ns or inference.start_ns) + inference.unix_offset_ns
     for device, _, leak in figures.growths:
         if leak is not None:
-            told = {
+            told: dict[str, Any] = {
                 semconv.DEVICE: device,
                 semconv.GROWTH: leak.bytes_per_inference,
                 semconv.GROWN: leak.grown_bytes,
@@ -224,7 +224,7 @@ def _tell_events(root: Span, inference: Inference, figures: Figures) -> None:
         root.add_event(semconv.OUT_OF_MEMORY_EVENT, _present(attributes), at_ns)
     recompiled = [] if inference.compiles is None else [c for c in inference.compiles.kept if c.reason is not None]
     for compiled in recompiled[:_RECOMPILES_MAX]:
-        compilation = {
+        compilation: dict[str, Any] = {
             semconv.COMPILE_FUNCTION: compiled.function,
             semconv.COMPILE_LOCATION: compiled.location,
             semconv.COMPILE_REASON: compiled.reason,
