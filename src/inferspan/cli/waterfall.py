@@ -479,6 +479,7 @@ def _figures(node: _Node, surface: _Surface) -> Iterator[str]:
     first_token = _number(facts, semconv.TIME_TO_FIRST_TOKEN)
     if first_token is not None:
         yield f"first token {_time(first_token, surface)}"
+    yield from _measured(node, surface)
     for name, text in _COUNTS.items():
         count = _number(facts, name)
         if count is not None and count != 1:
@@ -519,6 +520,42 @@ def _rates(node: _Node) -> Iterator[str]:
     steps = _number(node.attributes, semconv.DECODE_STEPS)
     if steps and node.start_ns is not None and node.end_ns is not None and node.end_ns > node.start_ns:
         yield f"{steps / (node.end_ns - node.start_ns) * 1e9:.1f} steps/s"
+
+
+def _measured(node: _Node, surface: _Surface) -> Iterator[str]:
+    """What it did to the device and to memory. FLOPs as a rate, by the device's time where that is known."""
+    facts = node.attributes
+    gpu_s = _number(facts, semconv.GPU_TIME)
+    if gpu_s is not None:
+        yield f"GPU {_time(gpu_s, surface)}"
+    flops = _number(facts, semconv.FLOPS)
+    host_s = None if node.start_ns is None or node.end_ns is None else (node.end_ns - node.start_ns) / 1e9
+    is_whole = semconv.OPERATION_NAME in facts and node.children  # tokenization is in its time
+    if flops and (gpu_s or host_s) and not is_whole:
+        yield f"{_scaled(flops / (gpu_s or host_s or 1), 1000, 'KMGTP')}FLOP/s"
+    for name, word in ((semconv.FLOPS_UTILIZATION, "MFU"), (semconv.BANDWIDTH_UTILIZATION, "bandwidth")):
+        share = _number(facts, name)
+        if share is not None:
+            yield f"{word} {share:.0%}"
+    peak = _number(facts, semconv.MEMORY_PEAK)
+    if peak:
+        bound = surface.glyphs.at_most if facts.get(semconv.MEMORY_PEAK_EXACT) is False else ""
+        yield f"peak {bound}{_scaled(peak, 1024, 'KMGT')}{'' if peak < 1024 else 'i'}B"
+    joules = _number(facts, semconv.ENERGY_CONSUMPTION)
+    if joules is not None:
+        yield f"{joules:.1f} J"
+    compile_s = _number(facts, semconv.COMPILE_TIME)
+    if compile_s is not None:
+        yield f"compiled {_time(compile_s, surface)}"
+
+
+def _scaled(value: float, base: int, prefixes: str) -> str:
+    prefix = ""
+    for prefix in ("", *prefixes):
+        if abs(value) < base or prefix == prefixes[-1]:
+            break
+        value /= base
+    return f"{value:.3g} {prefix}"
 
 
 def _count(facts: Mapping[str, Any], name: str, exact: str, glyphs: _Glyphs) -> str:

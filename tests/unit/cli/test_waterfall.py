@@ -376,6 +376,20 @@ def test_trace_thousands_deep_is_drawn() -> None:
             id="not numbers",
         ),
         pytest.param({semconv.DECODE_STEPS: 2}, "  500.0 steps/s", id="steps"),
+        pytest.param({semconv.FLOPS: 8_000_000}, "  2 GFLOP/s", id="FLOPs by the host's time"),
+        pytest.param(
+            {
+                semconv.FLOPS: 8_000_000,
+                semconv.GPU_TIME: 0.002,
+                semconv.FLOPS_UTILIZATION: 0.123,
+                semconv.BANDWIDTH_UTILIZATION: 0.6,
+            },
+            "  GPU 2.0 ms · 4 GFLOP/s · MFU 12% · bandwidth 60%",
+            id="device",
+        ),
+        pytest.param({semconv.MEMORY_PEAK: 3 << 29, semconv.MEMORY_PEAK_EXACT: False}, "  peak ≤1.5 GiB", id="bound"),
+        pytest.param({semconv.MEMORY_PEAK: 512, semconv.ENERGY_CONSUMPTION: 2}, "  peak 512 B · 2.0 J", id="small"),
+        pytest.param({semconv.COMPILE_TIME: 1.5, semconv.COLD: True}, "  compiled 1.50 s · cold", id="compiled"),
         pytest.param({semconv.TIME_PER_OUTPUT_TOKEN: 0.0, semconv.DECODE_STEPS: 0}, "", id="no rate of zero"),
     ],
 )
