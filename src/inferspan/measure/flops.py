@@ -46,8 +46,9 @@ _CLASSIFIES = re.compile(
 _ATTENTION = re.compile(r"Attention|Attn")
 _OTHER = re.compile(
     r"(Linear|Lightning|LSH|Local|Sparse|Window|Disentangled|Deformable|Pool|Ngram)\w*Att|Delta|Mamba|Rwkv|Indexer"
-    r"|^(CpmAnt|DiffLlama|LED|Longformer|Luke|MarkupLM|Mra)"
+    r"|^(CpmAnt|DiffLlama|LED|Longformer|Luke|MarkupLM|Mra|OpenLlama)"
 )
+_EXPERT = re.compile(r"(expert_)?\d+")
 _ROUTER = re.compile(r"Router|Gat(e|ing)")
 
 # Names of parameters: of tokens put before the others; of what is only added; of state-space and other mathematics.
@@ -201,7 +202,7 @@ class _Walk:
 
     def _visit_child(self, parent: Any, name: str, child: Any, place: _Place) -> None:
         below = child.__dict__.get("_modules") or {}
-        if name == "experts" and len(below) > 1 and len({type(expert) for expert in below.values()}) == 1:
+        if name == "experts" and below and all(_EXPERT.fullmatch(key) for key in below):
             # one stands for all: each token goes to so many of them
             times = place.times * self._top_k(parent.__dict__)
             self.visit(next(iter(below.values())), place._replace(times=times))
