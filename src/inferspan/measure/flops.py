@@ -46,7 +46,7 @@ _CLASSIFIES = re.compile(
 _ATTENTION = re.compile(r"Attention|Attn")
 _OTHER = re.compile(
     r"(Linear|Lightning|LSH|Local|Sparse|Window|Disentangled|Deformable|Pool|Ngram)\w*Att|Delta|Mamba|Rwkv|Indexer"
-    r"|^(CpmAnt|DiffLlama|LED|Longformer|Luke|MarkupLM|Mra|OpenLlama)"
+    r"|^(CpmAnt|DiffLlama|LED|Longformer|Luke|MarkupLM|Mra|Nezha|OpenLlama)"
 )
 _EXPERT = re.compile(r"(expert_)?\d+")
 _ROUTER = re.compile(r"Router|Gat(e|ing)")
@@ -183,10 +183,11 @@ class _Walk:
         own, kind = module.__dict__, type(module).__name__
         children = own.get("_modules") or {}
         size = _matrix(own)
-        if size and "base_layer" not in children:  # LoRA's shows the sizes of the layer that it wraps
+        wraps_linear = any(_matrix(child.__dict__) for child in children.values() if child is not None)
+        if size and not wraps_linear:  # LoRA's layer has the sizes of the one that it wraps
             self._add(place, 2 * size[0] * size[1])
             self._weigh(own, place)
-        elif "kernel_size" in own and "stride" in own:
+        elif "kernel_size" in own and "stride" in own and children.keys() <= {"parametrizations"}:
             self._count_convolution(own, place)
         elif "num_embeddings" in own and "embedding_dim" in own:
             place.stack.weight_bytes += own["embedding_dim"] * self._element_bytes
@@ -194,7 +195,7 @@ class _Walk:
             self._count_parameters(own, kind, place)
             if _OTHER.search(kind):
                 self.exact = False
-            elif _ATTENTION.search(kind) and any(_matrix(child.__dict__) for child in children.values() if child):
+            elif wraps_linear and _ATTENTION.search(kind):
                 self._count_attention(own, place)
             for name, child in children.items():
                 if child is not None:
