@@ -33,7 +33,9 @@ def test_an_inference_that_compiles_says_so_and_the_next_one_is_warm(bare_record
     assert "forward" not in [event.attributes["inferspan.compile.function"] for event in first.events]
     assert "inferspan.compile.count" not in second.attributes
     assert "inferspan.compile.time" not in second.attributes
-    mismatches = [event for event in third.events if " mismatch at index" in event.attributes["inferspan.compile.reason"]]
+    mismatches = [
+        event for event in third.events if " mismatch at index" in event.attributes["inferspan.compile.reason"]
+    ]
     event = mismatches[0]
     assert event.name == "inferspan.recompile"
     assert event.attributes["inferspan.compile.time"] > 0

@@ -111,9 +111,11 @@ def _generate(original: Callable[..., Any]) -> Callable[..., Any]:
         return _generate_nested(active, counting, self, args, kwargs)
 
     def counting(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if not is_general:
+            return original(self, *args, **kwargs)
+        _note_work(self, args, kwargs)
         result = original(self, *args, **kwargs)
-        if is_general:
-            _note_output(self, args, kwargs, result)
+        _note_output(self, args, kwargs, result)
         return result
 
     return generate
@@ -269,9 +271,8 @@ def _note_output(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any], resu
     try:
         active = scope.ACTIVE.get()
         generation = None if active is None or not active.is_phase else active.generation
-        if generation is None or active is None:
+        if generation is None:
             return
-        _note_work(active, generation, model, args, kwargs)
         sequences = getattr(result, "sequences", result)
         end_ids, pad_id = _special_ids(model, kwargs)
         stops_otherwise = kwargs.get("stop_strings") is not None or kwargs.get("stopping_criteria") is not None
@@ -291,19 +292,27 @@ def _note_output(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any], resu
         faults.note("generation.output")
 
 
-def _note_work(active: Any, generation: Generation, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    if active.works is None:
-        return
-    facts = scope.model_facts(model)
-    inventory, work = facts.inventory_of(model), flops.read_work(args, kwargs)
-    if inventory is None or work is None:
-        return
-    copies = (
-        next((value for value in _in_force(name, model, kwargs) if isinstance(value, int)), 1)
-        for name in ("num_beams", "num_return_sequences")
-    )
-    is_whole = active.inference is None or active.inference.model in (None, facts)
-    generation.decoded = Decoded(inventory, work, work.rows * max(copies), is_whole)
+def _note_work(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """What the decoding loop will run on, read before it: it makes a cache of the caller's longer."""
+    try:
+        active = scope.ACTIVE.get()
+        if type(active) is not Phase or active.works is None or active.generation is None or active.inference is None:
+            return
+        facts = scope.model_facts(model)
+        inventory, work = facts.inventory_of(model), flops.read_work(args, kwargs)
+        if inventory is None or work is None:
+            return
+        work.assisted = work.assisted or semconv.ASSISTED in active.inference.attributes
+        copies = (
+            next((value for value in _in_force(name, model, kwargs) if isinstance(value, int)), 1)
+            for name in ("num_beams", "num_return_sequences")
+        )
+        # a cache of fixed size is computed over in full; of images and audio the language model is only a part
+        fixed = any(value is not None for value in _in_force("cache_implementation", model, kwargs))
+        is_whole = active.inference.model in (None, facts)
+        active.generation.decoded = Decoded(inventory, work, work.rows * max(copies), is_whole and not fixed)
+    except Exception:  # noqa: BLE001
+        faults.note("generation.work")
 
 
 def _count_output(inference: Inference, generation: Generation) -> None:

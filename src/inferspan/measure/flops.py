@@ -46,7 +46,7 @@ _CLASSIFIES = re.compile(
 _ATTENTION = re.compile(r"Attention|Attn")
 _OTHER = re.compile(
     r"(Linear|Lightning|LSH|Local|Sparse|Window|Disentangled|Deformable|Pool|Ngram)\w*Att|Delta|Mamba|Rwkv|Indexer"
-    r"|^(CpmAnt|DiffLlama|LED|Longformer|Luke|MarkupLM|Mra|Nezha|OpenLlama)"
+    r"|^(CpmAnt|DiffLlama|LED|Longformer|Luke|MarkupLM|Mra|Nezha|OpenLlama|SuperGlue)|ObjectDetection"
 )
 _EXPERT = re.compile(r"(expert_)?\d+")
 _ROUTER = re.compile(r"Router|Gat(e|ing)")
@@ -169,7 +169,10 @@ class _Walk:
         if _CLASSIFIES.search(type(model).__name__):
             names = (getattr(model, "base_model_prefix", None), "encoder")
             self._base = next((name for name in names if name in model._modules), None)
-        self._element_bytes = _int(getattr(getattr(model, "dtype", None), "itemsize", None)) or 0
+        # from a parameter: `model.dtype` raises StopIteration where there is none
+        first = next(iter(model.parameters()), None)
+        dtype = getattr(model, "dtype", None) if first is not None else None
+        self._element_bytes = _int(getattr(dtype, "itemsize", None)) or 0
         self._layer_types = getattr(self.config, "layer_types", None)
         windows = (_int(getattr(self.config, name, None)) for name in ("sliding_window", "attention_chunk_size"))
         self._window = next(filter(None, windows), None)

@@ -23,13 +23,13 @@ _KEPT_MAX = 1024
 
 
 class Decoded(NamedTuple):
-    """What a decoding loop ran on. ``sequences``: rows that decode; ``is_whole`` false where the model is only a part
-    of the one that generates (the language model behind an encoder of images)."""
+    """What a decoding loop runs on. ``sequences``: rows that decode; ``exact`` false where more is computed than that
+    tells."""
 
     inventory: Inventory
     work: Work
     sequences: int
-    is_whole: bool
+    exact: bool
 
 
 class Generation:
@@ -87,7 +87,7 @@ class Generation:
         if decoded is None or self.loops != 1 or not self.steps:
             return None
         found = decoded.inventory.generation(decoded.work, self.steps, decoded.sequences)
-        if found is None or decoded.is_whole:
+        if found is None or decoded.exact:
             return found
         return found[0]._replace(exact=False), found[1]._replace(exact=False)
 
