@@ -14,9 +14,10 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 import pytest
@@ -39,6 +40,7 @@ LOOPBACK = "127.0.0.1"
 
 Config = dict[str, Any]
 Edit = Callable[[Config], None]
+P = TypeVar("P", bound="Program")
 
 
 def program(name: str) -> Path | None:
@@ -190,6 +192,16 @@ class Program:
             return httpx.get(self._ready_url, timeout=1).is_success
         except httpx.TransportError:
             return False
+
+
+@contextmanager
+def running(started: P) -> Iterator[P]:
+    """The program, started, and stopped at the end."""
+    try:
+        started.start()
+        yield started
+    finally:
+        started.stop()
 
 
 class Jaeger(Program):

@@ -1,0 +1,98 @@
+"""The backends of all end-to-end tests, each started once: Collector in front of Jaeger, Tempo and Prometheus."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from support import backends
+from support.application import Application
+from support.backends import Alertmanager, Collector, Jaeger, Prometheus, Tempo
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Logs and data of the programs that live as long as the session."""
+    return tmp_path_factory.mktemp("backends")
+
+
+@pytest.fixture(scope="session")
+def jaeger(folder: Path) -> Iterator[Jaeger]:
+    with backends.running(Jaeger(folder / "jaeger")) as started:
+        yield started
+
+
+@pytest.fixture(scope="session")
+def tempo(folder: Path) -> Iterator[Tempo]:
+    with backends.running(Tempo(folder / "tempo")) as started:
+        yield started
+
+
+@pytest.fixture(scope="session")
+def prometheus(folder: Path) -> Iterator[Prometheus]:
+    """With no rules and no targets: what is in it came over OTLP."""
+    with backends.running(Prometheus(folder / "prometheus")) as started:
+        yield started
+
+
+@pytest.fixture(scope="session")
+def alertmanager(folder: Path) -> Iterator[Alertmanager]:
+    with backends.running(Alertmanager(folder / "alertmanager")) as started:
+        yield started
+
+
+@pytest.fixture(scope="session")
+def destinations(jaeger: Jaeger, prometheus: Prometheus, request: pytest.FixtureRequest) -> dict[str, str]:
+    """Variables by which a Collector's file finds the backends; Tempo, where there is none, at a closed port."""
+    found = {
+        "JAEGER_OTLP": jaeger.otlp_grpc,
+        "PROMETHEUS_OTLP": prometheus.otlp_http,
+        "TEMPO_OTLP": f"{backends.LOOPBACK}:{backends.free_ports(1)[0]}",
+    }
+    if backends.program("tempo"):
+        found["TEMPO_OTLP"] = request.getfixturevalue("tempo").otlp_grpc
+    return found
+
+
+@pytest.fixture(scope="session")
+def collector(folder: Path, destinations: dict[str, str]) -> Iterator[Collector]:
+    """``collector.yaml``, in front of the others."""
+    with backends.running(Collector(folder / "collector", "collector.yaml", **destinations)) as started:
+        yield started
+
+
+@pytest.fixture
+def application(tmp_path: Path) -> Iterator[Callable[..., Application]]:
+    """Starts an application; what still runs when the test is over is killed."""
+    with ExitStack() as stack:
+
+        def start(service: str, endpoint: str, protocol: str = "grpc", **environ: str) -> Application:
+            started = Application(tmp_path, service, endpoint, protocol, **environ)
+            stack.callback(started.kill)
+            return started
+
+        yield start
+
+
+CLASSIFICATIONS, GENERATIONS = 3, 5
+
+
+@pytest.fixture(scope="session", params=["grpc", "http/protobuf"], ids=["grpc", "http"])
+def service(request: pytest.FixtureRequest, folder: Path, collector: Collector) -> str:
+    """The name of an application that classified, generated and failed, and sent it all by this protocol."""
+    name = "seen-over-" + request.param.partition("/")[0]
+    endpoint = collector.otlp_grpc if request.param == "grpc" else collector.otlp_http
+    application = Application(folder, name, endpoint, request.param)
+    try:
+        application.do("classify", CLASSIFICATIONS)
+        application.do("generate", GENERATIONS)
+        application.do("fail", answer="ValueError")
+        complaints = application.end()
+    finally:
+        application.kill()
+    assert "Traceback" not in complaints, complaints
+    assert "ERROR" not in complaints, complaints
+    return name
