@@ -366,7 +366,7 @@ class Prometheus(Program):
 
 
 class Alertmanager(Program):
-    """``collector-config/prometheus/alertmanager.yaml``; ``edit`` may change it further."""
+    """``collector-config/alertmanager.yaml``; ``edit`` may change it further."""
 
     name = "alertmanager"
 
@@ -376,7 +376,7 @@ class Alertmanager(Program):
         self.address = f"{LOOPBACK}:{port}"
         self.url = f"http://{self.address}"
         self._ready_url = f"{self.url}/-/ready"
-        self.config = self.write(config or CONFIG / "prometheus" / "alertmanager.yaml", edit)
+        self.config = self.write(config or CONFIG / "alertmanager.yaml", edit)
 
     def command(self) -> list[str]:
         return [
