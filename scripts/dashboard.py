@@ -104,6 +104,14 @@ def mean(name: str, by: str) -> str:
     )
 
 
+def tokens(kind: str) -> str:
+    """Tokens a second, ``input`` or ``output``, by their released name and by the latest one."""
+    return (
+        f'sum by (BY_NAME) (rate(gen_ai_client_token_usage_sum{{MODEL, gen_ai_token_type="{kind}"}}[WINDOW]))'
+        f" or sum by (BY_NAME) (rate(gen_ai_client_inference_operation_{kind}_tokens_sum{{MODEL}}[WINDOW]))"
+    )
+
+
 def device(title: str, unit: str, metric: str, about: str = "", warn: float | None = None) -> Panel:
     """A gauge of each device, whichever process reports it."""
     return Panel(title, unit, [Query(f"max by (BY_DEVICE) ({metric})", OF_DEVICE)], about, warn=warn)
@@ -117,11 +125,6 @@ def stat(title: str, unit: str, text: str, warn: float | None = None) -> Panel:
 INFERENCES = either("sum by (BY_OPERATION) (rate(DURATION_count{MODEL}[WINDOW]))")
 LATENCY_BUCKETS = either('sum by (le, BY_OPERATION) (rate(DURATION_bucket{MODEL, error_type=""}[WINDOW]))')
 ALL_LATENCY_BUCKETS = either('sum by (le) (rate(DURATION_bucket{MODEL, error_type=""}[WINDOW]))')
-TOKENS = (
-    "sum by (BY_NAME) (rate(gen_ai_client_token_usage_sum{MODEL, gen_ai_token_type=%r}[WINDOW]))"
-    " or sum by (BY_NAME) (rate(gen_ai_client_inference_operation_%s_tokens_sum{MODEL}[WINDOW]))"
-)
-INPUT_TOKENS, OUTPUT_TOKENS = TOKENS % ("input", "input"), TOKENS % ("output", "output")
 FIRST_TOKEN = "gen_ai_server_time_to_first_token_seconds"
 
 ROWS = [
@@ -136,7 +139,7 @@ ROWS = [
                 "s",
                 f"histogram_quantile(0.99, sum by (le) (rate({FIRST_TOKEN}_bucket{{MODEL}}[WINDOW])))",
             ),
-            stat("Tokens generated", "tokens/s", f"sum({OUTPUT_TOKENS})"),
+            stat("Tokens generated", "tokens/s", f"sum({tokens('output')})"),
             stat(
                 "Errors",
                 "percentunit",
@@ -214,7 +217,7 @@ ROWS = [
             Panel(
                 "Tokens",
                 "tokens/s",
-                [Query(INPUT_TOKENS, f"read {OF_MODEL}"), Query(OUTPUT_TOKENS, f"generated {OF_MODEL}")],
+                [Query(tokens("input"), f"read {OF_MODEL}"), Query(tokens("output"), f"generated {OF_MODEL}")],
             ),
             Panel(
                 "Running at once",
@@ -254,7 +257,8 @@ ROWS = [
                 "percentunit",
                 [
                     Query(
-                        "sum by (BY_OPERATION, inferspan_phase) (rate(inferspan_phase_duration_seconds_sum{MODEL}[WINDOW]))"
+                        "sum by (BY_OPERATION, inferspan_phase) "
+                        "(rate(inferspan_phase_duration_seconds_sum{MODEL}[WINDOW]))"
                         " / on (BY_OPERATION) group_left () "
                         f"(({either('sum by (BY_OPERATION) (rate(DURATION_sum{MODEL}[WINDOW]))')}) > 0)",
                         "{{inferspan_phase}} " + OF_OPERATION,
@@ -282,8 +286,8 @@ ROWS = [
                 "Slowdown: the same work, against the average of a day",
                 "none",
                 [Query('inferspan:compute_slowdown:ratio{MODEL, inferspan_against="average"}', OF_PHASE)],
-                "1 is as before. The smallest rise of time per call, token, row, FLOP, step, byte: other prompts, batches "
-                "or more traffic do not raise all of them.",
+                "1 is as before. The smallest rise of time per call, token, row, FLOP, step, byte: other prompts, other "
+                "batches or more traffic do not raise all of them.",
                 warn=1.15,
                 links=True,
             ),
@@ -313,9 +317,7 @@ ROWS = [
                 "First inferences of a model instance, in the window of a point. The very first of a process is in the "
                 "traces below.",
             ),
-            Panel(
-                "Loading a model", "s", of_histogram("inferspan_load_duration_seconds", "BY_NAME", OF_MODEL), links=True
-            ),
+            Panel("Loading", "s", of_histogram("inferspan_load_duration_seconds", "BY_NAME", OF_MODEL), links=True),
             Panel(
                 "Compiling",
                 "s",
@@ -338,7 +340,8 @@ ROWS = [
                 "cps",
                 [
                     Query(
-                        "sum by (error_type, gen_ai_request_model) (rate(inferspan_inference_errors_total{MODEL}[WINDOW]))",
+                        "sum by (error_type, gen_ai_request_model) "
+                        "(rate(inferspan_inference_errors_total{MODEL}[WINDOW]))",
                         "{{error_type}} {{gen_ai_request_model}}",
                     )
                 ],
@@ -403,9 +406,7 @@ ROWS = [
                 "0 without a trend; anything else for a while is a leak.",
                 links=True,
             ),
-            Panel(
-                "KV cache of a generation", "bytes", of_histogram("inferspan_kv_cache_size_bytes", "BY_NAME", OF_MODEL)
-            ),
+            Panel("KV cache", "bytes", of_histogram("inferspan_kv_cache_size_bytes", "BY_NAME", OF_MODEL)),
             Panel(
                 "Memory of the process",
                 "bytes",
@@ -478,7 +479,10 @@ ROWS = [
                 ],
             ),
             device(
-                "Memory read or written", "percentunit", "inferspan_device_memory_busy_ratio{HOST}", "Share of time."
+                "Memory at work",
+                "percentunit",
+                "inferspan_device_memory_busy_ratio{HOST}",
+                "Share of time in which it was read or written.",
             ),
             Panel(
                 "Power",
@@ -552,7 +556,8 @@ ROWS = [
                 "Bps",
                 [
                     Query(
-                        "max by (BY_DEVICE, network_io_direction) (rate(inferspan_device_nvlink_io_bytes_total{HOST}[WINDOW]))",
+                        "max by (BY_DEVICE, network_io_direction) "
+                        "(rate(inferspan_device_nvlink_io_bytes_total{HOST}[WINDOW]))",
                         "{{network_io_direction}} " + OF_DEVICE,
                     )
                 ],
@@ -644,7 +649,7 @@ ROWS = [
                 "percentunit",
                 [
                     Query(
-                        'max by (host_name, cpu_mode) (system_cpu_utilization_ratio{HOST, cpu_mode!="", cpu_mode!="idle"})',
+                        'max by (host_name, cpu_mode) (system_cpu_utilization_ratio{HOST, cpu_mode!~"|idle"})',
                         "{{cpu_mode}} {{host_name}}",
                     )
                 ],
@@ -667,7 +672,8 @@ ROWS = [
                 "bytes",
                 [
                     Query(
-                        'max by (host_name, system_memory_state) (system_memory_usage_bytes{HOST, system_memory_state!=""})',
+                        "max by (host_name, system_memory_state) "
+                        '(system_memory_usage_bytes{HOST, system_memory_state!=""})',
                         "{{system_memory_state}} {{host_name}}",
                     ),
                     Query("max by (host_name) (system_memory_limit_bytes{HOST})", "there is {{host_name}}"),
@@ -688,16 +694,11 @@ ROWS = [
     ),
 ]
 
+SELECTED = 'resource.service.name =~ "$job" && span.gen_ai.request.model =~ "$model"'
 TRACES = [
-    (
-        "Slowest inferences",
-        '{ resource.service.name =~ "$job" && span.gen_ai.request.model =~ "$model" && duration > 1s }',
-    ),
-    (
-        "Inferences that failed",
-        '{ resource.service.name =~ "$job" && span.gen_ai.request.model =~ "$model" && status = error }',
-    ),
-    ("Cold starts", '{ resource.service.name =~ "$job" && span.inferspan.cold = true }'),
+    ("Slow inferences", f"{{ {SELECTED} && duration > 1s }}"),
+    ("Inferences that failed", f"{{ {SELECTED} && status = error }}"),
+    ("Cold starts", f"{{ {SELECTED} && span.inferspan.cold = true }}"),
 ]
 
 
@@ -790,7 +791,6 @@ def variable(name: str, label: str, query: str) -> dict[str, Any]:
         "label": label,
         "datasource": PROMETHEUS,
         "query": {"query": query, "refId": "A"},
-        "definition": query,
         "refresh": 2,
         "sort": 1,
         "includeAll": True,
@@ -851,6 +851,7 @@ def dashboard() -> dict[str, Any]:
     for index, (title, traceql) in enumerate(TRACES):
         place = {"x": 8 * index, "y": y + 1, "w": 8, "h": 10}
         panels.append(found(title, traceql, number + 1 + index, place))
+    phases = 'inferspan_phase_duration_seconds_count{job=~"$job"}'
     return {
         "uid": "inferspan",
         "title": "Inferspan",
@@ -868,11 +869,7 @@ def dashboard() -> dict[str, Any]:
                 source("prometheus", "Prometheus", "prometheus"),
                 source("tempo", "Tempo", "tempo"),
                 variable("job", "service", "label_values(inferspan_inference_active, job)"),
-                variable(
-                    "model",
-                    "model",
-                    'label_values(inferspan_phase_duration_seconds_count{job=~"$job"}, gen_ai_request_model)',
-                ),
+                variable("model", "model", f"label_values({phases}, gen_ai_request_model)"),
                 variable("host", "host", "label_values(inferspan_device_info_ratio, host_name)"),
             ]
         },
@@ -884,9 +881,6 @@ def dashboard() -> dict[str, Any]:
                     "enable": True,
                     "iconColor": "red",
                     "expr": 'ALERTS{alertname=~"Inferspan.*", alertstate="firing"}',
-                    "titleFormat": "{{alertname}}",
-                    "textFormat": "{{gen_ai_request_model}} {{hw_id}}",
-                    "step": "60s",
                 }
             ]
         },
