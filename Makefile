@@ -10,7 +10,7 @@ IN_OLDEST = @$(PYTHON) scripts/environment.py --oldest
 .NOTPARALLEL:
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
 
 demo: ## a small model, traced, in this terminal
 	$(IN_VENV) demo inferspan demo $(ARGS)

@@ -1,4 +1,4 @@
-"""The backends that the end-to-end tests start: built from pinned Go modules, once, into a cache outside of the project.
+"""The backends of the end-to-end tests: built from pinned Go modules, once, into a cache outside of the project.
 
     python3 scripts/backends.py                    builds what is missing
     python3 scripts/backends.py --path PROGRAM     where PROGRAM is; status 1 if it is not there yet

@@ -46,15 +46,18 @@ def slow() -> None:
         time.sleep(3.5)
 
 
+def answer_to(name: str, times: int) -> str:
+    try:
+        for _ in range(times):
+            ACTIONS[name]()
+    except ValueError as error:
+        return type(error).__name__
+    return "done"
+
+
 ACTIONS = {action.__name__: action for action in (classify, generate, fail, slow)}
 
 print("ready", flush=True)
 for line in sys.stdin:
     name, _, times = line.strip().partition(" ")
-    answer = "done"
-    for _ in range(int(times or 1)):
-        try:
-            ACTIONS[name]()
-        except ValueError as error:
-            answer = type(error).__name__
-    print(answer, flush=True)
+    print(answer_to(name, int(times or 1)), flush=True)

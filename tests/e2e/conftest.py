@@ -11,6 +11,25 @@ import pytest
 from support import backends
 from support.application import Application
 from support.backends import Alertmanager, Collector, Jaeger, Prometheus, Tempo
+from support.told import CLASSIFICATIONS, GENERATIONS
+
+# Fixtures, and the program without which a test that uses one is skipped.
+NEEDED = {
+    "jaeger": "jaeger",
+    "tempo": "tempo",
+    "prometheus": "prometheus",
+    "alertmanager": "alertmanager",
+    "collector": "otelcol",
+}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A missing program shows as one line of a file, not as one of each test."""
+    reasons = {fixture: backends.why_not(program) for fixture, program in NEEDED.items()}
+    for item in items:
+        missing = [reasons[name] for name in getattr(item, "fixturenames", ()) if reasons.get(name)]
+        if missing:
+            item.add_marker(pytest.mark.skip(reason=missing[0]))
 
 
 @pytest.fixture(scope="session")
@@ -77,9 +96,6 @@ def application(tmp_path: Path) -> Iterator[Callable[..., Application]]:
         yield start
 
 
-CLASSIFICATIONS, GENERATIONS = 3, 5
-
-
 @pytest.fixture(scope="session", params=["grpc", "http/protobuf"], ids=["grpc", "http"])
 def service(request: pytest.FixtureRequest, folder: Path, collector: Collector) -> str:
     """The name of an application that classified, generated and failed, and sent it all by this protocol."""
@@ -96,3 +112,11 @@ def service(request: pytest.FixtureRequest, folder: Path, collector: Collector) 
     assert "Traceback" not in complaints, complaints
     assert "ERROR" not in complaints, complaints
     return name
+
+
+@pytest.fixture(scope="session")
+def complete(service: str, prometheus: Prometheus) -> str:
+    """The same, once Prometheus has the last of it: the error came last."""
+    last = f'inferspan_inference_errors_total{{job="{service}"}}'
+    prometheus.until(lambda: prometheus.query(last), last)
+    return service
