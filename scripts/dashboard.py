@@ -286,8 +286,8 @@ ROWS = [
                 "Slowdown: the same work, against the average of a day",
                 "none",
                 [Query('inferspan:compute_slowdown:ratio{MODEL, inferspan_against="average"}', OF_PHASE)],
-                "1 is as before. The smallest rise of time per call, token, row, FLOP, step, byte: other prompts, other "
-                "batches or more traffic do not raise all of them.",
+                "1 is as before. The smallest rise of time per call, token, row, FLOP, step, byte: other prompts, "
+                "other batches or more traffic do not raise all of them.",
                 warn=1.15,
                 links=True,
             ),
@@ -698,7 +698,7 @@ SELECTED = 'resource.service.name =~ "$job" && span.gen_ai.request.model =~ "$mo
 TRACES = [
     ("Slow inferences", f"{{ {SELECTED} && duration > 1s }}"),
     ("Inferences that failed", f"{{ {SELECTED} && status = error }}"),
-    ("Cold starts", f"{{ {SELECTED} && span.inferspan.cold = true }}"),
+    ("First inferences of a model", f"{{ {SELECTED} && span.inferspan.cold = true }}"),
 ]
 
 
