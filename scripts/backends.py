@@ -3,7 +3,7 @@
     python3 scripts/backends.py                    builds what is missing
     python3 scripts/backends.py --path PROGRAM     where PROGRAM is; status 1 if it is not there yet
 
-The programs are otelcol (OpenTelemetry Collector), prometheus, promtool, alertmanager and jaeger. Each folder of
+The programs are otelcol (OpenTelemetry Collector), prometheus, promtool, alertmanager, amtool and jaeger. Each folder of
 tests/backends/ is a Go module whose go.mod and go.sum pin one of them and all that it is made of. A Go toolchain
 builds them, and the Go module proxy (or GOPROXY) has their sources: about ten minutes and 6 GB of Go's own caches
 the first time. Tempo is on no module proxy: its tests use the `tempo` of PATH, or the one that INFERSPAN_TEMPO names.
@@ -61,12 +61,12 @@ class Module:
     def build(self, go: str) -> None:
         """All its programs, or none: they appear in the cache together."""
         cache().mkdir(parents=True, exist_ok=True)
-        names = " and ".join(name for name, _ in self.packages)
+        programs = " and ".join(name for name, _ in self.packages)
         environ = {**os.environ, "CGO_ENABLED": "0", "GOWORK": "off"}
         # Beside its place, so that one rename brings it there.
         folder = Path(tempfile.mkdtemp(prefix=f"{self.folder}-", dir=cache()))
         try:
-            with Step(f"building {names} ({self.title})", topic="backends") as step:
+            with Step(f"building {programs} ({self.title})", topic="backends") as step:
                 for name, package in self.packages:
                     flags = ["-trimpath", "-buildvcs=false", f"-tags={self.tags}", "-ldflags=-s -w"]
                     command = [go, "build", *flags, "-o", str(folder / self.program(name).name), package]
@@ -91,7 +91,10 @@ ALL = (
     Module(
         "alertmanager",
         "Alertmanager 0.31",
-        (("alertmanager", "github.com/prometheus/alertmanager/cmd/alertmanager"),),
+        (
+            ("alertmanager", "github.com/prometheus/alertmanager/cmd/alertmanager"),
+            ("amtool", "github.com/prometheus/alertmanager/cmd/amtool"),
+        ),
     ),
     Module("jaeger", "Jaeger 2.13", (("jaeger", "github.com/jaegertracing/jaeger/cmd/jaeger"),)),
     Module("collector", "OpenTelemetry Collector 0.159", (("otelcol", "."),), tags="grpcnotrace"),
@@ -112,6 +115,11 @@ def cache() -> Path:
     return caches / "inferspan" / "backends"
 
 
+def names() -> list[str]:
+    """All programs that are built here."""
+    return [name for module in ALL for name, _ in module.packages]
+
+
 def path(name: str) -> Path:
     """Where the program is once it is built.
 
@@ -121,8 +129,7 @@ def path(name: str) -> Path:
     for module in ALL:
         if name in dict(module.packages):
             return module.program(name)
-    names = ", ".join(name for module in ALL for name, _ in module.packages)
-    raise SetupError(f"There is no program {name} here, only {names}.")
+    raise SetupError(f"There is no program {name} here, only {', '.join(names())}.")
 
 
 def failure(command: list[str], output: str) -> str:
@@ -143,15 +150,15 @@ def build_missing() -> None:
     missing = [module for module in ALL if not module.is_built()]
     go = shutil.which("go")
     if missing and go is None:
-        names = ", ".join(name for module in missing for name, _ in module.packages)
+        without = ", ".join(name for module in missing for name, _ in module.packages)
         print(
-            f"[backends] !!!!! NOTHING IS BUILT: no Go toolchain on PATH (https://go.dev/dl), so no {names}:"
+            f"[backends] !!!!! NOTHING IS BUILT: no Go toolchain on PATH (https://go.dev/dl), so no {without}:"
             " tests that need one will be skipped !!!!!"
         )
         return
     for module in missing:
         module.build(go)
-    print(f"[backends] all of {len(ALL)} modules are built, in {cache()}")
+    print(f"[backends] {', '.join(names())}: all there, in {cache()}")
 
 
 def main(arguments: list[str]) -> int:
