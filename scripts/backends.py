@@ -3,10 +3,11 @@
     python3 scripts/backends.py                    builds what is missing
     python3 scripts/backends.py --path PROGRAM     where PROGRAM is; status 1 if it is not there yet
 
-The programs are otelcol (OpenTelemetry Collector), prometheus, promtool, alertmanager, amtool and jaeger. Each folder of
-tests/backends/ is a Go module whose go.mod and go.sum pin one of them and all that it is made of. A Go toolchain
-builds them, and the Go module proxy (or GOPROXY) has their sources: about ten minutes and 6 GB of Go's own caches
-the first time. Tempo is on no module proxy: its tests use the `tempo` of PATH, or the one that INFERSPAN_TEMPO names.
+The programs are otelcol (OpenTelemetry Collector), prometheus, promtool, alertmanager, amtool and jaeger. Each folder
+of tests/backends/ is a Go module whose go.mod and go.sum pin one of them and all that it is made of. A Go toolchain
+builds them, and the Go module proxy (or GOPROXY) has their sources: some ten minutes on two cores and 6 GB of Go's own
+caches the first time. Tempo is on no module proxy: its tests use the `tempo` of PATH, or the one that INFERSPAN_TEMPO
+names.
 
 The cache is INFERSPAN_BACKENDS_CACHE, or the folder `inferspan/backends` of the user's caches. A program lies in it
 under a key of all that decides about it (module files, flags, platform), so checkouts that pin different versions
@@ -73,6 +74,7 @@ class Module:
                     step.call(command, explain=failure, cwd=MODULES / self.folder, environ=environ)
             folder.chmod(0o755)
             if not self.is_built():  # or another process was faster
+                shutil.rmtree(self.bin(), ignore_errors=True)
                 folder.rename(self.bin())
         finally:
             shutil.rmtree(folder, ignore_errors=True)

@@ -30,7 +30,7 @@ def own_collector(tmp_path: Path, destinations: dict[str, str]) -> Iterator[Coll
     """One of the test's own, not started; the variables of it can be changed until then."""
     own = Collector(tmp_path / "own-collector", "collector.yaml", **destinations)
     yield own
-    own.stop()
+    own.kill()
 
 
 def assert_all_arrived(classifications: int, service: str, jaeger: Jaeger, prometheus: Prometheus) -> None:

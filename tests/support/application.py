@@ -15,6 +15,8 @@ import pytest
 from support.backends import LOG_LINES
 
 SCRIPT = Path(__file__).parents[1] / "e2e" / "application.py"
+# With requests, on which the SDK's HTTP exporter is built, these two win over OTEL_EXPORTER_OTLP_CERTIFICATE.
+NOT_INHERITED = ("OTEL_", "INFERSPAN_", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
 START_S = 180.0
 ANSWER_S = 120.0
 EXIT_S = 120.0
@@ -27,13 +29,14 @@ class Application:
         folder.mkdir(parents=True, exist_ok=True)
         self.service = service
         self.log = folder / f"{service}.log"
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(("OTEL_", "INFERSPAN_"))}
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(NOT_INHERITED)}
         with self.log.open("wb") as log:
             self._process = subprocess.Popen(
                 [_beside_python("opentelemetry-instrument"), sys.executable, str(SCRIPT)],
                 env={
                     **kept,
                     "HF_HUB_OFFLINE": "1",
+                    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
                     "OMP_NUM_THREADS": "1",
                     "OTEL_SERVICE_NAME": service,
                     "OTEL_EXPORTER_OTLP_ENDPOINT": endpoint,

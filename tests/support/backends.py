@@ -43,30 +43,28 @@ Edit = Callable[[Config], None]
 P = TypeVar("P", bound="Program")
 
 
-def program(name: str) -> Path | None:
-    """Where the program is, or None: built by ``scripts/backends.py``, or (Tempo) the user's own."""
+def _find(name: str) -> Path | None:
     if name == "tempo":
-        named = os.environ.get("INFERSPAN_TEMPO", "").strip()
-        found = named or shutil.which("tempo")
+        found = os.environ.get("INFERSPAN_TEMPO", "").strip() or shutil.which("tempo")
         return Path(found) if found else None
     built = builds.path(name)
     return built if built.is_file() else None
 
 
-def why_not(name: str) -> str:
-    """Why a test that needs the program is skipped, empty where it is there."""
-    if program(name) is not None:
-        return ""
-    if name == "tempo":
-        return "TEMPO IS NOT TESTED: no tempo on PATH, and INFERSPAN_TEMPO names none"
-    return f"NOT TESTED: {name} IS NOT BUILT, run `make backends` (needs Go)"
+# Found when pytest collects: a running test has an environment without the variables that say where.
+PROGRAMS = {name: _find(name) for name in ("tempo", *builds.names())}
+"""Where each program is, None if it is not there: built by ``scripts/backends.py``, or (Tempo) the user's own."""
 
 
 def need(name: str) -> Path:
     """Where the program is; without it the test is skipped."""
-    found = program(name)
+    found = PROGRAMS[name]
+    if found is None and name == "tempo":
+        reason = "TEMPO IS NOT TESTED: no tempo on PATH, and INFERSPAN_TEMPO names none"
+    else:
+        reason = f"{name} IS NOT BUILT, AND NOTHING THAT NEEDS IT TESTED: run `make backends` (it takes Go)"
     if found is None:
-        pytest.skip(why_not(name))
+        pytest.skip(reason)
     if not found.is_file():
         pytest.fail(f"INFERSPAN_TEMPO names {found}, and there is no such file")
     return found
@@ -202,12 +200,12 @@ class Program:
 
 @contextmanager
 def running(started: P) -> Iterator[P]:
-    """The program, started, and stopped at the end."""
+    """The program, started, and killed at the end: nobody needs what it would still save."""
     try:
         started.start()
         yield started
     finally:
-        started.stop()
+        started.kill()
 
 
 class Jaeger(Program):
