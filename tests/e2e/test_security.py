@@ -30,7 +30,7 @@ def secrets(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, str]:
     certificate.private_key_pem.write_to_path(files["TLS_KEY"])
     for part in certificate.cert_chain_pems:
         part.write_to_path(files["TLS_CERTIFICATE"], append=True)
-    Path(files["TOKEN_FILE"]).write_text(TOKEN)
+    Path(files["TOKEN_FILE"]).write_text(f"{TOKEN}\n")
     return files
 
 
