@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
-import yaml
 
 from support.backends import CONFIG, need
 
@@ -52,20 +51,6 @@ def test_collector_refuses_its_file_with_a_typo(name: str, tmp_path: Path) -> No
 
     assert status == 1
     assert "check_intervall" in output
-
-
-@pytest.mark.parametrize("name", COLLECTORS)
-def test_collector_listens_on_loopback_unless_told(name: str) -> None:
-    config = yaml.safe_load((CONFIG / name).read_text("utf-8"))
-    protocols = config["receivers"]["otlp"]["protocols"]
-    addresses = [part["endpoint"] for part in (protocols["grpc"], protocols["http"])]
-    addresses.append(config["extensions"]["health_check"]["endpoint"])
-
-    assert [address.partition(":-")[2] for address in addresses] == [
-        "127.0.0.1:4317}",
-        "127.0.0.1:4318}",
-        "127.0.0.1:13133}",
-    ]
 
 
 def test_jaeger_accepts_its_file() -> None:
