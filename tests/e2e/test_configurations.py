@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+import yaml
 
 from support.backends import CONFIG, need
 
@@ -20,11 +21,10 @@ REQUIRED = {
 }
 
 
-def check(*command: str, environ: Mapping[str, str] | None = None) -> tuple[int, str]:
+def check(*command: str, environ: Mapping[str, str] | None = None, cwd: Path | None = None) -> tuple[int, str]:
     """Status and output."""
-    done = subprocess.run(
-        command, env={**os.environ, **(environ or {})}, capture_output=True, text=True, timeout=60, check=False
-    )
+    variables = {**os.environ, **(environ or {})}
+    done = subprocess.run(command, env=variables, cwd=cwd, capture_output=True, text=True, timeout=60, check=False)
     return done.returncode, done.stdout + done.stderr
 
 
@@ -66,8 +66,28 @@ def test_jaeger_refuses_its_file_with_a_typo(tmp_path: Path) -> None:
     assert check(str(need("jaeger")), "validate", "--config", str(typo))[0] != 0
 
 
-def test_tempo_accepts_its_file() -> None:
-    file = CONFIG / "tempo.yaml"
-    status, output = check(str(need("tempo")), f"-config.file={file}", "-config.expand-env=true", "-config.verify=true")
+def test_tempo_accepts_its_file(tmp_path: Path) -> None:
+    options = ["-config.expand-env=true", "-config.verify=true", f"-config.file={CONFIG / 'tempo.yaml'}"]
+    status, output = check(str(need("tempo")), *options, cwd=tmp_path)
 
     assert status == 0, output
+
+
+def test_tempo_refuses_its_file_with_a_typo(tmp_path: Path) -> None:
+    typo = tmp_path / "tempo.yaml"
+    typo.write_text((CONFIG / "tempo.yaml").read_text("utf-8").replace("blocklist_poll", "blocklist_pol"), "utf-8")
+    options = ["-config.expand-env=true", "-config.verify=true", f"-config.file={typo}"]
+
+    assert check(str(need("tempo")), *options, cwd=tmp_path)[0] != 0
+
+
+def test_operator_sends_by_the_protocol_that_its_image_has() -> None:
+    resource = yaml.safe_load((CONFIG / "operator" / "instrumentation.yaml").read_text("utf-8"))
+    image = (CONFIG / "operator" / "Dockerfile").read_text("utf-8")
+    environ = {each["name"]: each["value"] for each in resource["spec"]["python"]["env"]}
+
+    assert (resource["apiVersion"], resource["kind"]) == ("opentelemetry.io/v1alpha1", "Instrumentation")
+    assert resource["spec"]["exporter"]["endpoint"] == "http://$(OTEL_NODE_IP):4318"
+    assert environ["OTEL_EXPORTER_OTLP_PROTOCOL"] == "http/protobuf"
+    assert "opentelemetry-exporter-otlp-proto-http" in image
+    assert resource["spec"]["python"]["image"] in image
