@@ -98,7 +98,11 @@ def test_no_file_is_forgotten() -> None:
     checked |= set((CONFIG / "grafana" / "provisioning").rglob("*.yaml"))
     others = {path for path in CONFIG.rglob("*") if path.is_file()} - checked
 
-    assert sorted(by_name(path) for path in others) == ["agent/inferspan-agent.service"]
+    assert sorted(by_name(path) for path in others) == [
+        "agent/inferspan-agent.service",
+        "operator/Dockerfile",
+        "operator/instrumentation.yaml",
+    ]
 
 
 # -- the translation of names -----------------------------------------------------------------------------------------
@@ -352,7 +356,7 @@ def test_manifest_and_configuration_fit(part: str) -> None:
     assert f"kubernetes/{part}.yaml" in read(CONFIG / "kustomization.yaml")["resources"]
 
 
-# -- Jaeger, Tempo, Alertmanager (that the programs accept their files: tests/e2e/test_configurations.py) ----------------
+# -- Jaeger, Tempo, Alertmanager; that the programs accept their files: tests/e2e/test_configurations.py ---------------
 
 
 @pytest.mark.parametrize("path", [*COLLECTORS, CONFIG / "jaeger.yaml", CONFIG / "tempo.yaml"], ids=by_name)
