@@ -40,7 +40,7 @@ OF_DEVICE = "{{host_name}} {{hw_id}}"
 
 @dataclass(frozen=True)
 class Query:
-    """One query of a panel, and how its series are called."""
+    """One query of a panel, and how its series are called; ``exemplars`` only with buckets."""
 
     text: str
     legend: str = ""
@@ -98,10 +98,15 @@ def of_histogram(name: str, by: str, legend: str) -> list[Query]:
 
 
 def mean(name: str, by: str) -> str:
-    """Mean of the values that a histogram took in."""
+    """Mean of the values that a histogram took in. Exemplars are of buckets, so there are none here."""
     return (
         f"sum by ({by}) (rate({name}_sum{{MODEL}}[WINDOW])) / (sum by ({by}) (rate({name}_count{{MODEL}}[WINDOW])) > 0)"
     )
+
+
+def since_start(name: str) -> str:
+    """The same of what happens once or seldom: between two points there would be nothing."""
+    return f"sum by (BY_NAME) ({name}_sum{{MODEL}}) / sum by (BY_NAME) ({name}_count{{MODEL}})"
 
 
 def tokens(kind: str) -> str:
@@ -270,7 +275,7 @@ ROWS = [
             Panel(
                 "Time of a phase",
                 "s",
-                [Query(mean("inferspan_phase_duration_seconds", "BY_PHASE"), OF_PHASE, exemplars=True)],
+                [Query(mean("inferspan_phase_duration_seconds", "BY_PHASE"), OF_PHASE)],
                 "Mean of one inference. Phases of tokenizers and models that are called directly are in it.",
                 links=True,
             ),
@@ -313,18 +318,22 @@ ROWS = [
             Panel(
                 "Cold starts",
                 "short",
-                [Query("sum by (BY_NAME) (increase(inferspan_inference_cold_starts_total{MODEL}[WINDOW]))", OF_MODEL)],
-                "First inferences of a model instance, in the window of a point. The very first of a process is in the "
-                "traces below.",
+                [Query("sum by (BY_NAME) (inferspan_inference_cold_starts_total{MODEL})", OF_MODEL)],
+                "First inferences of a model instance, since the processes started.",
+                links=True,
             ),
-            Panel("Loading", "s", of_histogram("inferspan_load_duration_seconds", "BY_NAME", OF_MODEL), links=True),
+            Panel(
+                "Loading",
+                "s",
+                [Query(since_start("inferspan_load_duration_seconds"), OF_MODEL)],
+                "Mean of from_pretrained, since the processes started.",
+                links=True,
+            ),
             Panel(
                 "Compiling",
                 "s",
-                [
-                    Query(mean("inferspan_compile_duration_seconds", "BY_NAME"), f"time of one {OF_MODEL}"),
-                ],
-                "Inferences in which torch.compile worked. Empty without it.",
+                [Query(since_start("inferspan_compile_duration_seconds"), OF_MODEL)],
+                "Mean of the inferences in which torch.compile worked, since the processes started. Empty without it.",
                 links=True,
             ),
             Panel(
@@ -428,7 +437,7 @@ ROWS = [
             Panel(
                 "GPU time of a phase",
                 "s",
-                [Query(mean("inferspan_gpu_time_seconds", "BY_PHASE"), OF_PHASE, exemplars=True)],
+                [Query(mean("inferspan_gpu_time_seconds", "BY_PHASE"), OF_PHASE)],
                 "Mean of one inference, between events on the device. Empty on a CPU.",
                 links=True,
             ),
@@ -441,7 +450,7 @@ ROWS = [
             Panel(
                 "Utilization (MFU)",
                 "percentunit",
-                [Query(mean("inferspan_flops_utilization", "BY_PHASE"), OF_PHASE, exemplars=True)],
+                [Query(mean("inferspan_flops_utilization", "BY_PHASE"), OF_PHASE)],
                 "FLOPs / (GPU time * dense peak of the device). Only on GPUs whose peak is known.",
                 links=True,
             ),

@@ -1,7 +1,7 @@
 """The application of the end-to-end tests: two tiny models, served line by line. There is no telemetry in here.
 
-Each line of its input says what to do, and how often: `classify 3`, `generate 5`, `fail`, `slow`. It answers each with
-one line, `done`, or the name of the exception that came out. The end of its input ends it.
+Each line of its input says what to do, and how often: `classify 3`, `generate 5`, `batch`, `requests`, `fail`, `slow`.
+It answers each with one line, `done`, or the name of the exception that came out. The end of its input ends it.
 """
 
 import sys
@@ -37,6 +37,22 @@ def generate() -> None:
     generator("The train to London", max_new_tokens=8, min_new_tokens=8, do_sample=False)
 
 
+def batch() -> None:
+    classifier(["A good film", "A good film makes the long evening feel short."], batch_size=2)
+
+
+def requests() -> None:
+    settings = transformers.GenerationConfig(do_sample=False, eos_token_id=2, pad_token_id=0)
+    sizes = transformers.ContinuousBatchingConfig(page_size=256, num_blocks=32, max_batch_tokens=64)
+    generator.model.generate_batch(
+        [[10, 20, 30], [40, 50, 60, 70]],
+        generation_config=settings,
+        continuous_batching_config=sizes,
+        max_new_tokens=4,
+        progress_bar=False,
+    )
+
+
 def fail() -> None:
     classifier(3.14)
 
@@ -55,7 +71,7 @@ def answer_to(name: str, times: int) -> str:
     return "done"
 
 
-ACTIONS = {action.__name__: action for action in (classify, generate, fail, slow)}
+ACTIONS = {action.__name__: action for action in (classify, generate, batch, requests, fail, slow)}
 
 print("ready", flush=True)
 for line in sys.stdin:

@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import kubernetes_validate
 import pytest
@@ -283,6 +284,23 @@ def test_dashboard_names_only_its_own_variables_and_sources() -> None:
         source["uid"] for source in read(CONFIG / "grafana/provisioning/datasources/inferspan.yaml")["datasources"]
     }
     assert {"prometheus", "tempo"} <= sources
+
+
+def test_links_lead_to_a_search_for_traces() -> None:
+    links = {
+        link["url"]
+        for panel in panels()
+        if panel["type"] != "row"
+        for link in panel["fieldConfig"]["defaults"].get("links", ())
+    }
+    (url,) = links
+    (pane,) = json.loads(unquote(url.partition("&panes=")[2])).values()
+
+    assert url.startswith("/explore?schemaVersion=1&")
+    assert pane["queries"][0]["query"] == (
+        '{ resource.service.name = "${__field.labels.job}"'
+        ' && span.gen_ai.request.model = "${__field.labels.gen_ai_request_model}" }'
+    )
 
 
 # -- compose and Kubernetes -------------------------------------------------------------------------------------------
