@@ -144,7 +144,7 @@ def waterfall(console: Path) -> str:
 
 
 def table(trace: Any) -> str:
-    """A trace of Jaeger's API: its spans in the order of their start, with what tells most."""
+    """A trace of Jaeger's API: each span below its parent, in the order of their start, with what tells most."""
     shown = {
         "http.route": "{}",
         "gen_ai.usage.input_tokens": "{} tokens in",
@@ -154,21 +154,22 @@ def table(trace: Any) -> str:
     }
     spans = [span for span in trace["spans"] if span["operationName"] != PIECE]
     spans.sort(key=lambda span: (span["startTime"], -span["duration"]))
-    parents = {span["spanID"]: next((each["spanID"] for each in span["references"]), None) for span in spans}
     start = spans[0]["startTime"]
     lines = ["| span | starts | takes | says |", "| --- | --: | --: | --- |"]
-    for span in spans:
-        depth, parent = 0, parents[span["spanID"]]
-        while parent:
-            depth, parent = depth + 1, parents.get(parent)
+
+    def add(span: Any, depth: int) -> None:
         tags = {tag["key"]: tag["value"] for tag in span["tags"]}
         if "inferspan.time_to_first_token" in tags:
             tags["inferspan.time_to_first_token"] *= 1000
         says = ", ".join(text.format(tags[name]) for name, text in shown.items() if name in tags)
         name = "&nbsp;" * 4 * depth + f"`{span['operationName']}`"
-        lines.append(
-            f"| {name} | {(span['startTime'] - start) / 1e3:.1f} ms | {span['duration'] / 1e3:.1f} ms | {says} |"
-        )
+        starts, takes = (span["startTime"] - start) / 1e3, span["duration"] / 1e3
+        lines.append(f"| {name} | {starts:.1f} ms | {takes:.1f} ms | {says} |")
+        for child in spans:
+            if any(each["spanID"] == span["spanID"] for each in child["references"]):
+                add(child, depth + 1)
+
+    add(spans[0], 0)
     return "\n".join(lines)
 
 
