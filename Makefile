@@ -6,11 +6,11 @@ PYTHON ?= python3
 IN_VENV = @$(PYTHON) scripts/environment.py
 IN_OLDEST = @$(PYTHON) scripts/environment.py --oldest
 
-.PHONY: help demo test test-oldest lint type docs clean
+.PHONY: help demo test test-oldest backends e2e lint type docs clean
 .NOTPARALLEL:
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
 
 demo: ## a small model, traced, in this terminal
 	$(IN_VENV) demo inferspan demo $(ARGS)
@@ -18,8 +18,14 @@ demo: ## a small model, traced, in this terminal
 test: ## the tests, with the newest dependencies
 	$(IN_VENV) test pytest $(ARGS)
 
-test-oldest: ## the tests, with the oldest dependencies
-	$(IN_OLDEST) test pytest $(ARGS)
+test-oldest: ## the tests, with the oldest dependencies; without those of real backends
+	$(IN_OLDEST) test pytest --ignore=tests/e2e $(ARGS)
+
+backends: ## builds Collector, Jaeger, Prometheus and Alertmanager for `make e2e` (with Go; minutes, once)
+	@$(PYTHON) scripts/backends.py
+
+e2e: backends ## the tests with these real backends alone
+	$(IN_VENV) test pytest tests/e2e $(ARGS)
 
 lint: ## ruff: rules and format
 	$(IN_VENV) test ruff check .

@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 # Above all annotations: an older Python still parses this file, and gets a sentence for an answer.
@@ -128,8 +129,8 @@ class Environment:
 class Step:
     """One line that says what is done and, as it goes on a terminal and at its end, how long it took."""
 
-    def __init__(self, text: str) -> None:
-        self._text = f"[set-up] {text} ..."
+    def __init__(self, text: str, topic: str = "set-up") -> None:
+        self._text = f"[{topic}] {text} ..."
         self._ticks = sys.stdout.isatty()
         self._start = time.monotonic()
 
@@ -140,10 +141,18 @@ class Step:
     def __exit__(self, *exception: object) -> None:
         self._say(end="\n")
 
-    def call(self, command: list[str]) -> None:
-        """Runs the command; its output is shown only if it fails."""
+    def call(
+        self,
+        command: list[str],
+        explain: Callable[[list[str], str], str] | None = None,
+        cwd: Path | None = None,
+        environ: dict[str, str] | None = None,
+    ) -> None:
+        """Runs the command; its output is shown only if it fails, as ``explain`` (or `failure`) puts it."""
         with tempfile.TemporaryFile() as output:
-            child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
+            child = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, cwd=cwd, env=environ
+            )
             try:
                 while not ended(child, within_s=1):
                     if self._ticks:
@@ -155,7 +164,7 @@ class Step:
             output.seek(0)
             text = output.read().decode(errors="replace").strip()
         if child.returncode:
-            raise SetupError(failure(command, text))
+            raise SetupError((explain or failure)(command, text))
 
     def _say(self, end: str = "") -> None:
         if self._ticks:
