@@ -27,6 +27,10 @@ from environment import ROOT, SetupError, Step
 
 MODULES = ROOT / "tests" / "backends"
 # What Go prints where no proxy answers.
+# The status where the machine lacks something (EX_TEMPFAIL): .ci/run goes on, and the tests that need a program say so.
+UNAVAILABLE = 75
+TOO_OLD = "requires go >="
+NO_ANSWER = "The Go module proxy gave no answer"
 UNREACHABLE = ("dial tcp", "no such host", "i/o timeout", "connection refused", "TLS handshake timeout")
 
 
@@ -141,10 +145,7 @@ def failure(command: list[str], output: str) -> str:
     if "no space left on device" in output:
         text += "The disk is full: Go's caches and what is built here take about 7 GB (go clean -cache -modcache).\n"
     elif any(sign in output for sign in UNREACHABLE):
-        text += (
-            "The Go module proxy gave no answer. Is there a network? Behind a proxy set HTTPS_PROXY,"
-            " for another module proxy GOPROXY.\n"
-        )
+        text += f"{NO_ANSWER}. Is there a network? Behind a proxy set HTTPS_PROXY, for another module proxy GOPROXY.\n"
     return text + "\n".join(lines[-15:])
 
 
@@ -178,7 +179,7 @@ def main(arguments: list[str]) -> int:
         return 0
     except SetupError as error:
         print(f"[backends] {error}", file=sys.stderr)
-        return 1
+        return UNAVAILABLE if any(sign in str(error) for sign in (NO_ANSWER, TOO_OLD)) else 1
     except KeyboardInterrupt:
         print("\n[backends] stopped; what was built stays, the next run builds the rest", file=sys.stderr)
         return 130

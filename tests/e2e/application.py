@@ -2,6 +2,9 @@
 
 Each line of its input says what to do, and how often: `classify 3`, `generate 5`, `batch`, `requests`, `fail`, `slow`.
 It answers each with one line, `done`, or the name of the exception that came out. The end of its input ends it.
+
+After `accelerate` the models count as running on a GPU: the stand-in of the tests, which they keep busy, and which once
+in a while has not the memory that they ask for. Its board is the one of the driver's stub.
 """
 
 import sys
@@ -11,10 +14,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+import torch
 import transformers
 
 import inferspan
-from support import tiny
+from inferspan.devices import identity
+from support import fakedevice, tiny
 
 
 def saved(name: str, model: transformers.PreTrainedModel, tokenizer: transformers.PreTrainedTokenizerFast) -> str:
@@ -57,6 +62,40 @@ def fail() -> None:
     classifier(3.14)
 
 
+def accelerate() -> None:
+    gpu = fakedevice.FakeGpu()
+    fakedevice.stand_in(gpu)
+    identity.torch_indices = lambda devices: {device.id: device.index for device in devices}
+    torch.set_float32_matmul_precision("high")  # float32 has a peak only where it may be rounded
+
+    def work(*_: object) -> None:
+        gpu.work(0.01)
+        gpu.allocate(3 << 20)
+        gpu.free(3 << 20)
+        gpu.failures += gpu.handed_out % (30 << 20) == 0
+        gpu.finish()
+
+    for model in (classifier.model, generator.model):
+        model.register_forward_hook(work)
+
+
+def think() -> None:
+    with inferspan.inference("think", model=generator.model) as block:
+        until = time.monotonic() + 1.5
+        while time.monotonic() < until:
+            generator.model(torch.tensor([[10, 20, 30]]))
+        block.set_tokens(output=16)
+
+
+def recompile() -> None:
+    for length in (4, 6):
+        torch._dynamo.reset()
+        model = torch.compile(classifier.model, backend="eager", dynamic=False)
+        with torch.no_grad():
+            for columns in (length, length + 1):
+                model(input_ids=torch.ones(1, columns, dtype=torch.long))
+
+
 def slow() -> None:
     with inferspan.inference("rerank", model="slow-reranker") as block, block.phase("forward"):
         time.sleep(3.5)
@@ -71,7 +110,8 @@ def answer_to(name: str, times: int) -> str:
     return "done"
 
 
-ACTIONS = {action.__name__: action for action in (classify, generate, batch, requests, fail, slow)}
+ALL = (classify, generate, batch, requests, fail, accelerate, think, recompile, slow)
+ACTIONS = {action.__name__: action for action in ALL}
 
 print("ready", flush=True)
 for line in sys.stdin:

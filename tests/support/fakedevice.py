@@ -148,11 +148,16 @@ class FakeTorch:
 
 def install(gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch, *, as_host: bool = False) -> None:
     """Have the library find it under ``cuda``. ``as_host``: real models that run on the CPU count as running on it."""
-    known: dict[str, Any] = {}
-    monkeypatch.setattr(accelerator, "_known", known)
+    monkeypatch.setattr(accelerator, "_known", {})
     monkeypatch.setattr(accelerator, "captures", Captures())
-    if not as_host:
+    if as_host:
+        monkeypatch.setattr(accelerator, "of", accelerator.of)  # to be put back
+        stand_in(gpu)
+    else:
         monkeypatch.setitem(sys.modules, "torch", FakeTorch(gpu))  # type: ignore[arg-type]
-        return
+
+
+def stand_in(gpu: FakeGpu) -> None:
+    """Have real models that run on the CPU count as running on it, for good."""
     device = accelerator.Accelerator("cuda", 0, gpu)
-    monkeypatch.setattr(accelerator, "of", lambda name: device if name in ("cpu", "cuda:0") else None)
+    accelerator.of = lambda name: device if name in ("cpu", "cuda:0") else None

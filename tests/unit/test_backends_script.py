@@ -108,18 +108,21 @@ def test_without_go_nothing_is_built_and_that_is_said(builder: Builder) -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "explained"),
+    ("said", "explained", "expected"),
     [
-        pytest.param("dial tcp: lookup proxy.golang.org: no such host", "Is there a network?", id="network"),
-        pytest.param("write /x: no space left on device", "The disk is full", id="disk"),
-        pytest.param("go: go.mod requires go >= 1.26 (running go 1.21)", "requires go >= 1.26", id="anything else"),
+        pytest.param("dial tcp: lookup proxy.golang.org: no such host", "Is there a network?", 75, id="network"),
+        pytest.param("go: go.mod requires go >= 1.26 (running go 1.21)", "requires go >= 1.26", 75, id="old Go"),
+        pytest.param("write /x: no space left on device", "The disk is full", 1, id="disk"),
+        pytest.param("main.go:1:1: expected 'package'", "expected 'package'", 1, id="anything else"),
     ],
 )
-def test_build_that_fails_is_explained_and_leaves_nothing(builder: Builder, said: str, explained: str) -> None:
+def test_build_that_fails_is_explained_and_leaves_nothing(
+    builder: Builder, said: str, explained: str, expected: int
+) -> None:
     builder.has_go(FAILS.format(said))
     status, output = builder.run()
 
-    assert status == 1
+    assert status == expected
     assert explained in output
     assert said in output
     assert "downloading" not in output
