@@ -103,7 +103,8 @@ def is_ready(inference: Inference, meter: Meter | None) -> bool:
     whole, accelerator, end_ns = inference.whole, inference.accelerator, inference.end_ns
     if accelerator is None or end_ns is None:
         return True
-    phases = (*inference.phases, *inference.unread, *([] if whole is None else [whole]))
+    # the latest first: while it is not done, nobody need ask for the others
+    phases = (*([] if whole is None else [whole]), *reversed(inference.phases), *inference.unread)
     if not all(phase.watch is None or phase.watch.is_ready() for phase in phases):
         return False
     return meter is None or accelerator.kind != "cuda" or meter.is_ready(accelerator.index, inference.start_ns, end_ns)

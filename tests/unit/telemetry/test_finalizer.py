@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable
+from time import perf_counter_ns
 from typing import Any
 
 import pytest
@@ -412,3 +413,44 @@ def test_fork_after_the_finalizer_is_gone_does_nothing() -> None:
     Finalizer(Told(), 100)
 
     assert in_child(lambda: "alive") == "'alive'"
+
+
+# A record whose device is still at work
+
+
+def test_record_that_is_not_ready_is_waited_for_in_order() -> None:
+    told, ready = Told(), threading.Event()
+    finalizer = Finalizer(told, 10, lambda record: record.name != "slow" or ready.is_set())  # type: ignore[union-attr]
+    for name in ("first", "slow", "last"):
+        made = inference(name)
+        made.end_ns = perf_counter_ns()
+        finalizer.submit(made)
+    assert finalizer.drain(0.05) is False
+    assert told.names == ["first"]
+    ready.set()
+    assert finalizer.drain(5) is True
+    assert told.names == ["first", "slow", "last"]
+
+
+def test_record_that_never_is_ready_is_told_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(finalizer_module, "_PATIENCE_NS", 20_000_000)
+    told = Told()
+    finalizer = Finalizer(told, 10, lambda record: False)
+    made = inference("stuck")
+    made.end_ns = perf_counter_ns()
+    finalizer.submit(made)
+    assert finalizer.drain(5) is True
+    assert told.names == ["stuck"]
+
+
+def test_record_of_which_readiness_cannot_be_told_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(faults, "reraise", False)
+    told = Told()
+
+    def fail(record: Record) -> bool:
+        raise RuntimeError
+
+    finalizer = Finalizer(told, 10, fail)
+    finalizer.submit(inference("any"))
+    assert finalizer.drain(5) is True
+    assert told.names == ["any"]
