@@ -20,7 +20,7 @@ from inferspan.hooks.patches import is_ours
 from inferspan.measure import accelerator
 from inferspan.telemetry import finalizer
 from support import tiny
-from support.fakedevice import FakeGpu, install
+from support.fakedevice import FakeGpu, install, obeyed
 from support.recorder import Recorder
 
 IDS = torch.tensor([[10, 20, 30, 40], [50, 60, 70, 80]])
@@ -28,11 +28,12 @@ STEP_S = 0.01
 
 
 @pytest.fixture
-def gpu(monkeypatch: pytest.MonkeyPatch) -> FakeGpu:
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeGpu]:
     faults.forget()
     gpu = FakeGpu()
     install(gpu, monkeypatch, as_host=True)
-    return gpu
+    yield gpu
+    assert obeyed(gpu)
 
 
 @pytest.fixture

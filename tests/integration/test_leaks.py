@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from inferspan import semconv
+from inferspan.instrumentors import InferspanInstrumentor
 from support.fakedevice import FakeGpu, install
 from support.recorder import Recorder
 
@@ -105,3 +107,22 @@ def test_a_leak_on_the_device(monkeypatch: pytest.MonkeyPatch, bare_recorder: Re
         infer()
     events = [e for span in bare_recorder.spans() for e in span.events if e.name == semconv.LEAK_EVENT]
     assert [dict(event.attributes or {})[semconv.DEVICE] for event in events] == ["cuda:0"]
+
+
+def test_a_load_begins_the_trend_anew(recorder: Recorder, tmp_path: Path) -> None:
+    import torch
+
+    from support import tiny
+
+    model = tiny.classifier()
+    model.save_pretrained(tmp_path)
+    for _ in range(240):
+        model(torch.tensor([[5, 6]]))
+    recorder.tracer_provider.force_flush()
+    reporter = InferspanInstrumentor._reporter
+    assert reporter is not None
+    assert reporter._leaks is not None
+    assert reporter._leaks.growth(("BertForSequenceClassification", "cpu")) == 0.0
+    type(model).from_pretrained(tmp_path)
+    recorder.tracer_provider.force_flush()
+    assert reporter._leaks.keys() == [], "what a model takes is no growth"

@@ -2,7 +2,7 @@
 
 It has what the library asks torch for: events on a stream, whether that is being captured, the allocator's counters.
 Time on it passes only by :meth:`FakeGpu.work`, is done by :meth:`FakeGpu.finish`, and what the library must not do
-(wait for the device, query during a capture, record in one) raises.
+(wait for the device, query during a capture, record in one) raises, and fails the test by :func:`obeyed`.
 """
 
 from __future__ import annotations
@@ -30,27 +30,26 @@ class FakeEvent:
 
     def record(self, stream: tuple[str, int]) -> None:
         self.gpu.fail_if_told()
-        assert not self.gpu.capturing, "recorded inside the capture of a graph"
-        assert self.index in (None, stream[1]), "recorded on another device than before"
+        self.gpu.forbid(self.gpu.capturing, "recorded inside the capture of a graph")
+        self.gpu.forbid(self.index not in (None, stream[1]), "recorded on another device than before")
         self.index = stream[1]
         self.at_s = self.gpu.queued_s
 
     def query(self) -> bool:
         self.gpu.fail_if_told()
         self.gpu.queries += 1
-        assert not self.gpu.capturing, "a query during a capture ruins it"
+        self.gpu.forbid(self.gpu.capturing, "a query during a capture ruins it")
         return self.at_s is None or self.gpu.done_s >= self.at_s
 
     def elapsed_time(self, end: FakeEvent) -> float:
-        assert self.index == end.index, "events of two devices"
-        assert self.query(), "not recorded, or not done"
-        assert end.query(), "not recorded, or not done"
+        self.gpu.forbid(self.index != end.index, "events of two devices")
+        self.gpu.forbid(not (self.query() and end.query()), "not recorded, or not done")
         assert self.at_s is not None
         assert end.at_s is not None
         return (end.at_s - self.at_s) * 1e3
 
     def synchronize(self) -> None:
-        raise AssertionError("it waited for the device")
+        self.gpu.forbid(True, "it waited for the device")
 
 
 class FakeGpu:
@@ -68,6 +67,7 @@ class FakeGpu:
         self.inactive = 0
         self.retries = self.failures = 0
         self.counts_memory = True
+        self.violations: list[str] = []
 
     # -- what a test does to it
 
@@ -90,6 +90,12 @@ class FakeGpu:
     def reset_peak(self) -> None:
         """What ``torch.cuda.reset_peak_memory_stats()`` does, for the program's own use."""
         self.peak = self.allocated
+
+    def forbid(self, broken: bool, rule: str) -> None:
+        """Raises, and remembers it: the library takes what a driver raises for an error of the driver."""
+        if broken:
+            self.violations.append(rule)
+            raise AssertionError(rule)
 
     def fail_if_told(self) -> None:
         if self.error is not None:
@@ -134,7 +140,7 @@ class FakeGpu:
         }
 
     def synchronize(self, *args: Any) -> None:
-        raise AssertionError("it waited for the device")
+        self.forbid(True, "it waited for the device, or changed its counters")
 
     reset_peak_memory_stats = reset_accumulated_memory_stats = empty_cache = mem_get_info = synchronize
 
@@ -144,6 +150,12 @@ class FakeTorch:
 
     def __init__(self, gpu: FakeGpu) -> None:
         self.cuda = gpu
+
+
+def obeyed(gpu: FakeGpu) -> bool:
+    """Whether no rule was broken on it."""
+    assert gpu.violations == []
+    return True
 
 
 def install(gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch, *, as_host: bool = False) -> None:

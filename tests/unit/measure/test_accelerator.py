@@ -5,21 +5,23 @@ from __future__ import annotations
 import gc
 import os
 import threading
+from collections.abc import Iterator
 
 import pytest
 
 from inferspan import InferspanWarning, faults
 from inferspan.measure import accelerator
 from inferspan.measure.accelerator import Accelerator, Captures, Memory
-from support.fakedevice import FakeEvent, FakeGpu, install
+from support.fakedevice import FakeEvent, FakeGpu, install, obeyed
 
 
 @pytest.fixture
-def gpu(monkeypatch: pytest.MonkeyPatch) -> FakeGpu:
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeGpu]:
     faults.forget()
     gpu = FakeGpu()
     install(gpu, monkeypatch)
-    return gpu
+    yield gpu
+    assert obeyed(gpu)
 
 
 def of(device: str) -> Accelerator:

@@ -445,6 +445,7 @@ def test_record_that_never_is_ready_is_told_after_a_while(monkeypatch: pytest.Mo
 
 def test_record_of_which_readiness_cannot_be_told_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(faults, "reraise", False)
+    monkeypatch.setattr(faults, "_counts", {})
     told = Told()
 
     def fail(record: Record) -> bool:
@@ -454,3 +455,4 @@ def test_record_of_which_readiness_cannot_be_told_is_told_at_once(monkeypatch: p
     finalizer.submit(inference("any"))
     assert finalizer.drain(5) is True
     assert told.names == ["any"]
+    assert faults.counts() == {"telemetry.ready": 1}
