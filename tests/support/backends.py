@@ -308,10 +308,11 @@ class Tempo(Program):
         return [{**trace, "traceID": trace["traceID"].zfill(32)} for trace in found.get("traces") or ()]
 
     def trace(self, trace_id: str) -> Any:
-        """One trace as OTLP JSON, or None while it is not there."""
+        """One trace as OTLP JSON, or None while it is not there. Some versions say ``batches``."""
         answer = self.get(f"/api/v2/traces/{trace_id}")
-        found = answer.json().get("trace") if answer.is_success else None
-        return found if found and found.get("resourceSpans") else None
+        found = (answer.json().get("trace") if answer.is_success else None) or {}
+        spans = found.get("resourceSpans") or found.get("batches")
+        return {"resourceSpans": spans} if spans else None
 
 
 class Prometheus(Program):

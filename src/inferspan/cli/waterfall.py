@@ -55,8 +55,7 @@ _TEXT_MAX = 120
 _FIGURE_MAX = 60
 _PREFIX_MAX = 24
 _LABEL_LEAST_MAX = 36
-_BAR_MIN, _BAR_MAX = 12, 48
-_FIGURES_MIN = 20
+_BAR_LEAST, _BAR_MIN, _BAR_MAX = 6, 12, 48
 
 _REMOTE = "parent in another process"
 _LATE = "late: the rest of this trace is drawn above"
@@ -415,11 +414,12 @@ def _columns(rows: list[_Row], surface: _Surface) -> _Columns:
     label = min(label_max, max(len(row.prefix) + _cells(row.name) for row in rows))
     duration = max(_cells(row.duration) for row in rows)
     longest = max(_cells(surface.glyphs.separator.join(row.figures)) for row in rows)
+    widest = max((_cells(figure) for row in rows for figure in row.figures), default=0)
     room = surface.width - label - duration - 6
     bar = min(_BAR_MAX, room - longest)
-    if bar < _BAR_MIN:
-        bar = max(_BAR_MIN, 2 * room // 5)
-    return _Columns(label, bar, duration, max(_FIGURES_MIN, room - bar))
+    if bar < _BAR_MIN:  # figures go on below, but none is broken in two
+        bar = max(_BAR_LEAST if widest else _BAR_MIN, min(max(_BAR_MIN, 2 * room // 5), room - widest))
+    return _Columns(label, bar, duration, max(widest, room - bar))
 
 
 def _lines(row: _Row, bar: str, columns: _Columns, surface: _Surface) -> Iterator[str]:

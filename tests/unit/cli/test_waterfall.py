@@ -409,15 +409,15 @@ def test_figures_on_a_narrow_terminal_go_on_below() -> None:
         drawn(generation(), width=70)
         == """\
 trace 4bf92f35… · 812.4 ms
-text_completion tiny-llama  ████████████  812.4 ms  11 → 32 tokens
-│                                                   41.7 tok/s
-│                                                   first token 61.0 ms
-│                                                   cold
-├─ tokenize                 ▏               0.9 ms
-├─ forward                  ███████████▉  804.1 ms
-│  ├─ prefill               ▉              60.2 ms
-│  └─ decode                ▕██████████▉  743.9 ms  41.7 steps/s
-└─ detokenize                          ▕    0.4 ms
+text_completion tiny-llama  ███████████  812.4 ms  11 → 32 tokens
+│                                                  41.7 tok/s
+│                                                  first token 61.0 ms
+│                                                  cold
+├─ tokenize                 ▏              0.9 ms
+├─ forward                  ██████████▉  804.1 ms
+│  ├─ prefill               ▉             60.2 ms
+│  └─ decode                ▕█████████▉  743.9 ms  41.7 steps/s
+└─ detokenize                         ▕    0.4 ms
 
 """
     )
