@@ -19,6 +19,7 @@ from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
 
 from inferspan import semconv
 from inferspan.telemetry.ids import IndependentIdGenerator
+from inferspan.telemetry.writer import TracerWriter, writer_of
 from inferspan.version import __version__
 
 SCOPE = "inferspan"
@@ -44,20 +45,26 @@ class Providers:
         self._tracer_provider: trace.TracerProvider | None = None
         self._meter_provider: metrics.MeterProvider | None = None
         self._seen_meter_provider: metrics.MeterProvider | None = None
-        self._tracer: trace.Tracer = trace.NoOpTracer()
+        self._writer = TracerWriter(trace.NoOpTracer())
+        self._processors: object = None
         self._versions: tuple[object, object] = (None, None)
 
-    def tracer(self) -> trace.Tracer:
-        """Our tracer, of the provider in force now. Also notices a new meter provider, for the sake of the exit."""
+    def writer(self) -> TracerWriter:
+        """What writes our spans, of the provider in force now. Also notices a new meter provider, for the sake of the
+        exit."""
         provider = self._given_tracer_provider or trace.get_tracer_provider()
         meter_provider = self._given_meter_provider or metrics.get_meter_provider()
         if meter_provider is not self._seen_meter_provider:
             self._seen_meter_provider = meter_provider
             self._run_last_registered()
         versions = _versions()
-        if provider is not self._tracer_provider or versions != self._versions:
+        if (
+            provider is not self._tracer_provider
+            or versions != self._versions
+            or _processors(provider) is not self._processors
+        ):
             self._bind_tracer(provider, versions)
-        return self._tracer
+        return self._writer
 
     def new_meter(self) -> metrics.Meter | None:
         """Our meter if the meter provider is another than at the last call, else ``None``."""
@@ -90,10 +97,11 @@ class Providers:
     def release(self) -> None:
         """Take our processor out again and forget the providers."""
         atexit.unregister(self._at_exit)
-        composite: Any = getattr(self._tracer_provider, "_active_span_processor", None)
-        processors = getattr(composite, "_span_processors", None)
+        provider: Any = self._tracer_provider
+        processors = _processors(provider)
         if isinstance(processors, tuple):
-            composite._span_processors = tuple(p for p in processors if p is not self._drain_first)
+            others = tuple(processor for processor in processors if processor is not self._drain_first)
+            provider._active_span_processor._span_processors = others
         self._tracer_provider = self._meter_provider = self._seen_meter_provider = None
 
     def _bind_tracer(self, provider: trace.TracerProvider, versions: tuple[object, object]) -> None:
@@ -111,14 +119,15 @@ class Providers:
         # numbers would change with us, and trace ids repeat. On our tracer alone it is another one.
         if type(getattr(tracer, "id_generator", None)) is RandomIdGenerator:
             tracer.id_generator = self._ids  # type: ignore[attr-defined]
-        self._tracer, self._tracer_provider, self._versions = tracer, provider, versions
+        self._processors = _processors(provider)
+        self._writer, self._tracer_provider, self._versions = writer_of(tracer), provider, versions
 
     def _put_first(self, provider: trace.TracerProvider) -> None:
-        composite: Any = getattr(provider, "_active_span_processor", None)
-        processors = getattr(composite, "_span_processors", None)
+        processors = _processors(provider)
         if isinstance(processors, tuple):
             if self._drain_first not in processors:
-                composite._span_processors = (self._drain_first, *processors)
+                sdk: Any = provider
+                sdk._active_span_processor._span_processors = (self._drain_first, *processors)
         elif hasattr(provider, "add_span_processor"):
             provider.add_span_processor(self._drain_first)
 
@@ -139,6 +148,11 @@ class _DrainFirst(SpanProcessor):
 
     def shutdown(self) -> None:
         self._drain(30.0)
+
+
+def _processors(provider: object) -> object:
+    """The provider's span processors: a tuple, replaced when one is added; ``None`` where it has none."""
+    return getattr(getattr(provider, "_active_span_processor", None), "_span_processors", None)
 
 
 def _versions() -> tuple[object, object]:

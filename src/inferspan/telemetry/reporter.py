@@ -60,12 +60,12 @@ class Reporter:
         self._dropped_told = {"fault": sum(faults.counts().values())}
         _current = self
         # Found here, a provider that is set already runs its exit handler after ours, whatever happens first.
-        self._providers.tracer()
+        self._providers.writer()
         self._bind_meter()
 
     def start_root(self, inference: Inference, context: Context) -> Span:
         self._finalizer.ensure_running()
-        return start_root(self._providers.tracer(), inference, context)
+        return start_root(self._providers.writer(), inference, context)
 
     def begin_on_device(self, inference: Inference) -> None:
         accelerator = inference.accelerator
@@ -81,7 +81,7 @@ class Reporter:
         self._finalizer.submit(record)
         if isinstance(record, Lone):
             self._finalizer.ensure_running()
-            self._providers.tracer()  # which notices new providers, as the start of a root does
+            self._providers.writer()  # which notices new providers, as the start of a root does
 
     def flush(self, timeout_s: float) -> bool:
         """Tell everything finished, and have the providers flush."""
@@ -120,13 +120,13 @@ class Reporter:
         found = None if isinstance(record, Lone) else self._figures(record)
         # the points first: their exemplars need nothing of the spans, and a span processor may raise
         self._tell_points(record, found)
-        tracer = self._providers.tracer()
+        writer = self._providers.writer()
         if isinstance(record, Lone):
-            tell_lone(tracer, record)
+            tell_lone(writer, record)
             return
         if self.settings.content_in_events:
             self._tell_event(record)
-        tell_inference(tracer, record, found or Figures(), self.settings)
+        tell_inference(writer, record, found or Figures(), self.settings)
 
     def _figures(self, inference: Inference) -> Figures | None:
         try:

@@ -2,64 +2,68 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from opentelemetry.trace import SpanKind, Status, StatusCode, set_span_in_context
+from opentelemetry.sdk.trace import Event
+from opentelemetry.trace import Status, StatusCode
 
 from inferspan import semconv
 from inferspan.inference.content import as_json, system_as_json
 from inferspan.measure.figures import Figures, attributes_of, fragmentation, part_attributes
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
     from opentelemetry.context import Context
-    from opentelemetry.trace import Span, Tracer
+    from opentelemetry.trace import Span
 
     from inferspan.config import Settings
     from inferspan.inference.record import Inference, Lone, Phase
     from inferspan.measure.generation import Generation
+    from inferspan.telemetry.writer import TracerWriter
 
 _NS = 1e-9
 _RECOMPILES_MAX = 8
 
 
-def start_root(tracer: Tracer, inference: Inference, context: Context) -> Span:
+def start_root(writer: TracerWriter, inference: Inference, context: Context) -> Span:
     """The live root span, with what a sampler may want to see."""
-    if inference.model is not None:
-        attributes = inference.model.attributes_for(inference.operation)
+    if inference.model is None:
+        asked: Mapping[str, str] = {semconv.OPERATION_NAME: inference.operation}
     else:
-        attributes = {semconv.OPERATION_NAME: inference.operation}
-    return tracer.start_span(
-        inference.name,
-        context,
-        SpanKind.INTERNAL,
-        attributes,
-        start_time=inference.start_ns + inference.unix_offset_ns,
-    )
+        asked = inference.model.attributes_for(inference.operation)
+    return writer.start(inference.name, context, asked, inference.start_ns + inference.unix_offset_ns)
 
 
-def tell_inference(tracer: Tracer, inference: Inference, figures: Figures, settings: Settings) -> None:
+def tell_inference(writer: TracerWriter, inference: Inference, figures: Figures, settings: Settings) -> None:
     """Children, then the root's own facts and its end. Only the end where the trace is not recorded."""
     root = inference.root
     if root is None or inference.end_ns is None:
         return
+    end_ns = inference.end_ns + inference.unix_offset_ns
+    attributes: dict[str, Any] = {}
+    events: list[Event] = []
+    failure = inference.failure
     try:
         if root.is_recording():
+            attributes = _root_attributes(inference, figures, settings)
+            events = list(_events(inference, figures))
             for place, phase in enumerate(inference.phases):
                 parts = figures.phases[place] if figures.phases else {}
                 told = {name: part_attributes(inference, name, part) for name, part in parts.items()}
-                _tell_phase(tracer, phase, inference.context, inference.unix_offset_ns, told)
-            root.set_attributes(_root_attributes(inference, figures, settings))
-            _tell_events(root, inference, figures)
-            _tell_failure(root, inference)
+                _tell_phase(writer, phase, inference.context, inference.unix_offset_ns, told)
     finally:  # whatever a span processor does with the children
-        root.end(inference.end_ns + inference.unix_offset_ns)
+        writer.end(
+            root, attributes, events, None if failure is None else Status(StatusCode.ERROR, failure.message), end_ns
+        )
 
 
-def tell_lone(tracer: Tracer, lone: Lone) -> None:
+def tell_lone(writer: TracerWriter, lone: Lone) -> None:
     """A phase that belongs to no inference."""
     if lone.model is not None:
         lone.phase.set(semconv.REQUEST_MODEL, lone.model)
-    _tell_phase(tracer, lone.phase, lone.context, lone.unix_offset_ns, {})
+    _tell_phase(writer, lone.phase, lone.context, lone.unix_offset_ns, {})
 
 
 def time_to_first_token_ns(inference: Inference) -> int | None:
@@ -86,57 +90,40 @@ def time_per_output_token_s(inference: Inference) -> float | None:
 
 
 def _tell_phase(
-    tracer: Tracer, phase: Phase, context: Context | None, offset_ns: int, measured: dict[str, dict[str, Any]]
+    writer: TracerWriter, phase: Phase, context: Context | None, offset_ns: int, measured: dict[str, dict[str, Any]]
 ) -> None:
     attributes = {**(phase.attributes or {}), **measured.get(phase.name, {})}
     if phase.calls > 1:
         attributes[semconv.PHASE_CALLS] = phase.calls
         attributes[semconv.PHASE_TIME] = phase.busy_ns * _NS
-    span = tracer.start_span(phase.name, context, SpanKind.INTERNAL, attributes, start_time=phase.start_ns + offset_ns)
-    if phase.generation is not None:
-        _tell_generation(tracer, phase.generation, phase, set_span_in_context(span, context), offset_ns, measured)
-    _mark(span, phase.error)
-    span.end(phase.end_ns + offset_ns)
+    generation, inside = phase.generation, None
+    if generation is not None:
+        inside = partial(_tell_generation, writer, generation, phase, offset_ns, measured)
+    start_ns, end_ns = phase.start_ns + offset_ns, phase.end_ns + offset_ns
+    writer.write(phase.name, context, attributes, start_ns, end_ns, phase.error, inside)
 
 
 def _tell_generation(
-    tracer: Tracer,
+    writer: TracerWriter,
     generation: Generation,
     phase: Phase,
-    context: Context,
     offset_ns: int,
     measured: dict[str, dict[str, Any]],
+    context: Context,
 ) -> None:
     end_ns = generation.end_ns or phase.end_ns
     first_ns = generation.first_token_ns
     if first_ns is None and phase.error is None:
         return  # a decoding loop of the program's own that never asks whether to go on: nothing tells its steps
-    prefill = tracer.start_span(
-        semconv.PREFILL,
-        context,
-        SpanKind.INTERNAL,
-        measured.get(semconv.PREFILL),
-        start_time=generation.start_ns + offset_ns,
-    )
-    _mark(prefill, phase.error if first_ns is None else None)
-    prefill.end((end_ns if first_ns is None else first_ns) + offset_ns)
-    if first_ns is None or (generation.steps < 2 and phase.error is None):
+    prefill = measured.get(semconv.PREFILL, {})
+    start_ns = generation.start_ns + offset_ns
+    if first_ns is None:
+        writer.write(semconv.PREFILL, context, prefill, start_ns, end_ns + offset_ns, phase.error)
         return
-    decode = tracer.start_span(
-        semconv.DECODE,
-        context,
-        SpanKind.INTERNAL,
-        {semconv.DECODE_STEPS: generation.steps - 1, **measured.get(semconv.DECODE, {})},
-        start_time=first_ns + offset_ns,
-    )
-    _mark(decode, phase.error)
-    decode.end(end_ns + offset_ns)
-
-
-def _mark(span: Span, error: str | None) -> None:
-    if error is not None:
-        span.set_attribute(semconv.ERROR_TYPE, error)
-        span.set_status(Status(StatusCode.ERROR))
+    writer.write(semconv.PREFILL, context, prefill, start_ns, first_ns + offset_ns)
+    if generation.steps > 1 or phase.error is not None:
+        decode = {semconv.DECODE_STEPS: generation.steps - 1, **measured.get(semconv.DECODE, {})}
+        writer.write(semconv.DECODE, context, decode, first_ns + offset_ns, end_ns + offset_ns, phase.error)
 
 
 def _root_attributes(inference: Inference, figures: Figures, settings: Settings) -> dict[str, Any]:
@@ -175,6 +162,8 @@ def _root_attributes(inference: Inference, figures: Figures, settings: Settings)
     if settings.content_on_spans:
         found.update(content_attributes(inference, settings))
     found.update(inference.attributes)
+    if inference.failure is not None:
+        found[semconv.ERROR_TYPE] = inference.failure.type
     return _present(found)
 
 
@@ -200,7 +189,7 @@ def content_attributes(inference: Inference, settings: Settings) -> dict[str, st
     return found
 
 
-def _tell_events(root: Span, inference: Inference, figures: Figures) -> None:
+def _events(inference: Inference, figures: Figures) -> Iterator[Event]:
     at_ns = (inference.end_ns or inference.start_ns) + inference.unix_offset_ns
     for device, _, leak in figures.growths:
         if leak is not None:
@@ -210,7 +199,7 @@ def _tell_events(root: Span, inference: Inference, figures: Figures) -> None:
                 semconv.GROWN: leak.grown_bytes,
                 semconv.WINDOW: leak.inferences,
             }
-            root.add_event(semconv.LEAK_EVENT, told, at_ns)
+            yield Event(semconv.LEAK_EVENT, told, at_ns)
     failed = inference.out_of_memory
     if failed is not None:
         memory = inference.memory_after
@@ -221,7 +210,7 @@ def _tell_events(root: Span, inference: Inference, figures: Figures) -> None:
             semconv.MEMORY_HELD: None if memory is None else memory.reserved,
             semconv.MEMORY_FRAGMENTATION: None if memory is None else fragmentation(memory),
         }
-        root.add_event(semconv.OUT_OF_MEMORY_EVENT, _present(attributes), at_ns)
+        yield Event(semconv.OUT_OF_MEMORY_EVENT, _present(attributes), at_ns)
     recompiled = [] if inference.compiles is None else [c for c in inference.compiles.kept if c.reason is not None]
     for compiled in recompiled[:_RECOMPILES_MAX]:
         compilation: dict[str, Any] = {
@@ -231,18 +220,12 @@ def _tell_events(root: Span, inference: Inference, figures: Figures) -> None:
             semconv.COMPILE_TIME: compiled.seconds,
             semconv.ERROR_TYPE: compiled.error,
         }
-        root.add_event(semconv.RECOMPILE_EVENT, _present(compilation), compiled.start_ns + inference.unix_offset_ns)
-
-
-def _tell_failure(root: Span, inference: Inference) -> None:
+        yield Event(semconv.RECOMPILE_EVENT, _present(compilation), compiled.start_ns + inference.unix_offset_ns)
     failure = inference.failure
-    if failure is None or inference.end_ns is None:
-        return
-    root.set_attribute(semconv.ERROR_TYPE, failure.type)
-    root.set_status(Status(StatusCode.ERROR, failure.message))
-    attributes = {semconv.EXCEPTION_TYPE: failure.type}
-    if failure.stack:
-        attributes[semconv.EXCEPTION_STACKTRACE] = failure.stack
-    if failure.message is not None:
-        attributes[semconv.EXCEPTION_MESSAGE] = failure.message
-    root.add_event(semconv.EXCEPTION_EVENT, attributes, inference.end_ns + inference.unix_offset_ns)
+    if failure is not None:
+        exception: dict[str, Any] = {
+            semconv.EXCEPTION_TYPE: failure.type,
+            semconv.EXCEPTION_STACKTRACE: failure.stack or None,
+            semconv.EXCEPTION_MESSAGE: failure.message,
+        }
+        yield Event(semconv.EXCEPTION_EVENT, _present(exception), at_ns)

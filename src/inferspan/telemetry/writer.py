@@ -1,0 +1,256 @@
+"""How spans are made once all is known of them: through the tracer, or given to the span processors as they are.
+
+A span through the tracer costs five times as much, for what ours do not need: a start before the end, a lock, limits
+checked at each attribute. :class:`DirectWriter` makes the same spans of the same public parts, and is taken where
+nobody can tell the difference (:func:`writer_of`): no processor looks at spans that start or are about to end, the
+sampler gives children what their root got, and limits and the SDK's metrics of itself are not set. Everywhere else
+:class:`TracerWriter` goes the ordinary way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from opentelemetry.attributes import BoundedAttributes
+from opentelemetry.sdk.trace import (
+    ConcurrentMultiSpanProcessor,
+    Event,
+    ReadableSpan,
+    Span,
+    SpanLimits,
+    SpanProcessor,
+    SynchronousMultiSpanProcessor,
+    Tracer,
+    sampling,
+)
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcessor
+from opentelemetry.trace import (
+    NonRecordingSpan,
+    SpanContext,
+    SpanKind,
+    Status,
+    StatusCode,
+    TraceFlags,
+    get_current_span,
+    set_span_in_context,
+)
+from opentelemetry.trace import Span as ApiSpan
+from opentelemetry.trace import Tracer as ApiTracer
+
+from inferspan import semconv
+
+if TYPE_CHECKING:
+    from opentelemetry.context import Context
+
+Attributes = Mapping[str, Any]
+
+_ERROR = Status(StatusCode.ERROR)
+_UNSET = Status(StatusCode.UNSET)
+_RANDOM: int = getattr(TraceFlags, "RANDOM_TRACE_ID", 0)  # newer than the oldest SDK that we support
+_NO_LIMITS = SpanLimits()
+_NOTHING = SpanProcessor()
+_PASSIVE = (SpanProcessor, BatchSpanProcessor, SimpleSpanProcessor)
+_GROUPS = (SynchronousMultiSpanProcessor, ConcurrentMultiSpanProcessor)
+_PLAIN = frozenset((str, bool, int, float))
+_EVEN_SAMPLERS = (sampling.StaticSampler, sampling.TraceIdRatioBased)
+
+
+class TracerWriter:
+    """Spans through the tracer."""
+
+    def __init__(self, tracer: ApiTracer) -> None:
+        self._tracer = tracer
+
+    def start(self, name: str, context: Context, attributes: Attributes, start_ns: int) -> ApiSpan:
+        """A root span, live; ``attributes`` are for the sampler too. Times are of the wall clock."""
+        return self._tracer.start_span(name, context, SpanKind.INTERNAL, attributes, start_time=start_ns)
+
+    def end(
+        self, root: ApiSpan, attributes: dict[str, Any], events: Sequence[Event], status: Status | None, end_ns: int
+    ) -> None:
+        """The root is over."""
+        try:
+            root.set_attributes(attributes)
+            for event in events:
+                root.add_event(event.name, event.attributes, event.timestamp)
+            if status is not None:
+                root.set_status(status)
+        finally:
+            root.end(end_ns)
+
+    def write(
+        self,
+        name: str,
+        context: Context | None,
+        attributes: dict[str, Any],
+        start_ns: int,
+        end_ns: int,
+        error: str | None = None,
+        inside: Callable[[Context], None] | None = None,
+    ) -> None:
+        """A whole span under what is current in ``context``; ``error`` is its ``error.type``, ``inside`` writes spans
+        below it."""
+        span = self._tracer.start_span(name, context, SpanKind.INTERNAL, attributes, start_time=start_ns)
+        if inside is not None:
+            inside(set_span_in_context(span, context))
+        if error is not None:
+            span.set_attribute(semconv.ERROR_TYPE, error)
+            span.set_status(_ERROR)
+        span.end(end_ns)
+
+
+class _Live(Span):
+    """A root while it runs. What the program sets on it is kept; what we know is added when it is written, ``asked``,
+    which the sampler has seen, too."""
+
+    asked: Attributes
+
+
+class _Above(NonRecordingSpan):
+    """A span that is to be written after those below it."""
+
+
+class DirectWriter(TracerWriter):
+    """The same spans, given to the tracer's processors whole."""
+
+    def __init__(self, tracer: Tracer) -> None:
+        self._tracer: Tracer = tracer
+        self._scope = tracer._instrumentation_scope
+        is_random = getattr(tracer.id_generator, "is_trace_id_random", None)
+        self._new_flags = _RANDOM if is_random is not None and is_random() else 0
+        self._is_enabled = getattr(tracer, "_is_enabled", _always)
+
+    def start(self, name: str, context: Context, attributes: Attributes, start_ns: int) -> ApiSpan:
+        if not self._is_enabled():
+            return super().start(name, context, attributes, start_ns)
+        tracer, parent = self._tracer, get_current_span(context).get_span_context()
+        found: SpanContext | None = parent if parent.is_valid else None
+        trace_id = tracer.id_generator.generate_trace_id() if found is None else parent.trace_id
+        sampled = tracer.sampler.should_sample(context, trace_id, name, SpanKind.INTERNAL, attributes, ())
+        flags = self._new_flags if found is None else parent.trace_flags & _RANDOM
+        is_sampled = sampled.decision is sampling.Decision.RECORD_AND_SAMPLE
+        span_context = SpanContext(
+            trace_id,
+            tracer.id_generator.generate_span_id(),
+            False,
+            TraceFlags(flags | TraceFlags.SAMPLED if is_sampled else flags),
+            sampled.trace_state,
+        )
+        if not is_sampled:
+            return NonRecordingSpan(span_context)
+        live = _Live(
+            name,
+            span_context,
+            found,
+            resource=tracer.resource,
+            span_processor=_NOTHING,
+            instrumentation_scope=self._scope,
+            limits=_NO_LIMITS,
+        )
+        live.start(start_ns)
+        live.asked = attributes
+        if sampled.attributes and len(sampled.attributes) > len(attributes):
+            live.set_attributes({name: value for name, value in sampled.attributes.items() if name not in attributes})
+        return live
+
+    def end(
+        self, root: ApiSpan, attributes: dict[str, Any], events: Sequence[Event], status: Status | None, end_ns: int
+    ) -> None:
+        if type(root) is not _Live:
+            super().end(root, attributes, events, status, end_ns)
+            return
+        if status is not None:
+            root.set_status(status)
+        if root.is_recording():  # else the program has ended it itself
+            root.end(end_ns)
+        self._give(
+            name=root.name,
+            context=root.context,
+            parent=root.parent,
+            attributes={**root.asked, **(root.attributes or {}), **attributes},
+            events=(*root.events, *events),
+            links=root.links,
+            status=root.status,
+            start_time=root.start_time,
+            end_time=root.end_time,
+        )
+
+    def write(
+        self,
+        name: str,
+        context: Context | None,
+        attributes: dict[str, Any],
+        start_ns: int,
+        end_ns: int,
+        error: str | None = None,
+        inside: Callable[[Context], None] | None = None,
+    ) -> None:
+        span = get_current_span(context)
+        if not isinstance(span, (_Live, _Above)):  # of the sampler's decision here nothing is known
+            super().write(name, context, attributes, start_ns, end_ns, error, inside)
+            return
+        parent = span.get_span_context()
+        own = SpanContext(
+            parent.trace_id, self._tracer.id_generator.generate_span_id(), False, parent.trace_flags, parent.trace_state
+        )
+        if inside is not None:
+            inside(set_span_in_context(_Above(own), context))
+        if error is not None:
+            attributes = {**attributes, semconv.ERROR_TYPE: error}
+        self._give(
+            name=name,
+            context=own,
+            parent=parent,
+            attributes=attributes,
+            status=_UNSET if error is None else _ERROR,
+            start_time=start_ns,
+            end_time=end_ns,
+        )
+
+    def _give(self, attributes: Attributes, **facts: Any) -> None:
+        if not all(name and type(name) is str and type(value) in _PLAIN for name, value in attributes.items()):
+            # what the program has set may be anything: the SDK says what can be exported
+            attributes = BoundedAttributes(attributes=attributes)
+        tracer = self._tracer
+        span = ReadableSpan(resource=tracer.resource, instrumentation_scope=self._scope, attributes=attributes, **facts)
+        tracer.span_processor.on_end(span)
+
+
+def writer_of(tracer: ApiTracer) -> TracerWriter:
+    """The cheapest writer that gives the same as the tracer itself, while its provider's processors stay the same."""
+    try:
+        return DirectWriter(tracer) if type(tracer) is Tracer and _is_plain(tracer) else TracerWriter(tracer)
+    except AttributeError:  # an SDK that is built otherwise
+        return TracerWriter(tracer)
+
+
+def _is_plain(tracer: Tracer) -> bool:
+    metrics_of_itself = getattr(tracer, "_tracer_metrics", None)
+    return (
+        type(tracer.span_processor) in _GROUPS
+        and all(map(_is_passive, tracer.span_processor._span_processors))
+        and _is_even(tracer.sampler)
+        and vars(tracer._span_limits) == vars(_NO_LIMITS)
+        and (metrics_of_itself is None or type(metrics_of_itself).__name__ == "NoOpTracerMetrics")
+    )
+
+
+def _is_passive(processor: SpanProcessor) -> bool:
+    """Whether a processor has no eye for spans before they end."""
+    return all(
+        getattr(type(processor), name, None) in [getattr(known, name, None) for known in _PASSIVE]
+        for name in ("on_start", "_on_ending")
+    )
+
+
+def _is_even(sampler: sampling.Sampler) -> bool:
+    """Whether a sampler decides for a child as for its parent in this process."""
+    if isinstance(sampler, sampling.ParentBased):
+        own = type(sampler).should_sample is sampling.ParentBased.should_sample
+        return own and sampler._local_parent_sampled is sampling.ALWAYS_ON
+    return type(sampler).should_sample in [known.should_sample for known in _EVEN_SAMPLERS]
+
+
+def _always() -> bool:
+    return True
