@@ -156,10 +156,17 @@ def _reads_text(pipeline: Any) -> bool:
     but for text-to-audio, where the processor takes text."""
     if getattr(pipeline, "task", None) == "text-to-audio":
         return True
-    others = ("image_processor", "feature_extractor", "video_processor", "processor")
-    return getattr(pipeline, "tokenizer", None) is not None and not any(
-        getattr(pipeline, f"_load_{name}", None) or getattr(pipeline, name, None) is not None for name in others
-    )
+    if getattr(pipeline, "tokenizer", None) is None:
+        return False
+    for loads, name in _OTHER_PROCESSORS:  # a plain loop: this runs twice in each call
+        if getattr(pipeline, loads, None) or getattr(pipeline, name, None) is not None:
+            return False
+    return True
+
+
+_OTHER_PROCESSORS = [
+    (f"_load_{name}", name) for name in ("image_processor", "feature_extractor", "video_processor", "processor")
+]
 
 
 def _begin(pipeline: Any, text: str, other: str) -> Phase | None:

@@ -133,7 +133,7 @@ def open_inference(
                 inference.attributes.update(describe(model, facts))
         if _memory is not None:
             inference.cpu_start_ns = cpu_time_ns()
-            inference.memory_start_bytes = _memory.read_bytes()
+            inference.memory_start_bytes = _memory.recent_bytes(inference.start_ns)
         inference.parent = otel_context.get_current() if parent is None else parent
         inference.root = sink.start_root(inference, inference.parent)
         inference.context = set_span_in_context(inference.root, inference.parent)

@@ -71,7 +71,11 @@ _PLAIN_TENSORS = frozenset(("Parameter", "Tensor", "Params4bit", "Int8Params"))
 
 def read_work(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Work | None:
     """The shapes in the arguments of a model or of its ``generate()``; ``None`` if there is no tensor to go by."""
-    shapes = {name: shape for name, value in kwargs.items() if (shape := _shape(value))}
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name, value in kwargs.items():
+        shape = _shape(value)
+        if shape:
+            shapes[name] = shape
     unnamed = args[0] if args else kwargs.get("inputs")
     shape = _shape(unnamed)
     if shape:
@@ -88,7 +92,7 @@ def read_work(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Work | None:
 
     def setting(name: str) -> Any:
         value = kwargs.get(name)
-        return value if value is not None else getattr(config, name, None)
+        return value if value is not None or config is None else getattr(config, name, None)
 
     grows = setting("cache_implementation") in _GROWING_CACHES
     return Work(
@@ -351,7 +355,7 @@ def _convolution(own: dict[str, Any], on_branch: bool) -> Convolution:
 
 def _shape(value: Any) -> tuple[int, ...] | None:
     """The sizes of a tensor; ``None`` of anything else, and of one without dimensions."""
-    if not (hasattr(value, "shape") and hasattr(value, "device")):
+    if value is None or not (hasattr(value, "device") and hasattr(value, "shape")):
         return None
     return tuple(value.shape) or None
 

@@ -10,6 +10,7 @@ This is not a tokenizer: text is never looked at.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -109,27 +110,21 @@ def read_output(
 
 
 def _read_ids(ids: Any, mask: Any, pad_id: int | None) -> Batch:
-    length = int(ids.shape[-1])
-    positions = 1
-    for size in ids.shape:
-        positions *= int(size)
-    batch = Batch(
-        rows=positions // length if length else int(ids.shape[0]),
-        length=length,
-        tokens=positions,
-        positions=positions,
-        device=str(ids.device),
-    )
+    shape = tuple(map(int, ids.shape))
+    length, positions = shape[-1], math.prod(shape)
+    rows = positions // length if length else shape[0]
+    device = str(ids.device)
+    batch = Batch(rows, length, tokens=positions, positions=positions, device=device)
     if _is_tensor(mask) and mask.shape == ids.shape:
         array = _host_array(mask)
         if array is None:
             batch.exact = False
         else:
-            batch.tokens = int((array != 0).sum())
+            batch.tokens = int(sys.modules["numpy"].count_nonzero(array))
     elif pad_id is not None:
         array = _host_array(ids)
         if array is None:
-            batch.exact = batch.rows == 1
+            batch.exact = rows == 1
         else:
             batch.tokens = int((array != pad_id).sum())
     return batch
@@ -157,7 +152,7 @@ def _count_rows(new: Any, end_ids: frozenset[int], limit: int | None, pad_id: in
 
 
 def _is_tensor(value: Any) -> bool:
-    return hasattr(value, "shape") and hasattr(value, "device") and hasattr(value, "dtype")
+    return value is not None and hasattr(value, "device") and hasattr(value, "shape") and hasattr(value, "dtype")
 
 
 def _host_array(tensor: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from time import perf_counter_ns
 
 import pytest
 
@@ -50,6 +51,16 @@ def test_memory_is_read_anew_each_time(statm: Path) -> None:
     statm.write_text("1000 26 10 1 0 99 0\n")
 
     assert memory.read_bytes() == 26 * 4096
+
+
+def test_memory_is_not_read_again_within_ten_milliseconds_where_that_will_do(statm: Path) -> None:
+    memory = ResidentMemory()
+    begun = perf_counter_ns()
+    assert memory.recent_bytes(begun) == 25 * 4096
+    statm.write_text("1000 26 10 1 0 99 0\n")
+
+    assert memory.recent_bytes(begun + 9_000_000) == 25 * 4096
+    assert memory.recent_bytes(perf_counter_ns() + 10_000_000) == 26 * 4096
 
 
 @pytest.mark.parametrize(
