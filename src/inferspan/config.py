@@ -24,6 +24,7 @@ HOOKS = ("pipelines", "generation", "continuous_batching", "tokenizers", "models
 MEASURES = ("gpu_time", "memory", "flops", "energy", "leaks", "compiles")
 HOST_ALLOCATIONS = "host_allocations"
 DEVICE_DETAILS = ("slow", "gpm", "xid")
+RANKS_MAX = 65536
 CONTENT_MODES = ("NO_CONTENT", "SPAN_ONLY", "EVENT_ONLY", "SPAN_AND_EVENT")
 
 
@@ -49,6 +50,7 @@ class Settings:
     devices_detail: frozenset[str] = frozenset()
     devices_interval: float = 1.0
     devices_lock: str = ""
+    ranks: frozenset[int] = frozenset()
 
     @property
     def content_on_spans(self) -> bool:
@@ -125,6 +127,17 @@ def _seconds(low: float, high: float) -> Callable[[str], float]:
     return parse
 
 
+def _ranks(text: str) -> frozenset[int]:
+    ranks: set[int] = set()
+    for part in filter(str.strip, text.split(",")):
+        first, _, last = part.partition("-")
+        low, high = int(first), int(last or first)
+        if not 0 <= low <= high < RANKS_MAX:
+            raise ValueError(text)
+        ranks.update(range(low, high + 1))
+    return frozenset(ranks)
+
+
 def _opted_in(text: str) -> bool:
     return text.strip().lower() == "true" or LATEST in {word.strip() for word in text.split(",")}
 
@@ -178,6 +191,9 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("devices_lock", "INFERSPAN_DEVICES_LOCK", str.strip, "a path",
         "File by which the processes of a host agree on who reports; empty: `inferspan-devices.lock` in the folder for "
         "temporary files. Put it on a shared volume where containers share GPUs"),
+    Setting("ranks", "INFERSPAN_RANKS", _ranks, f"comma list of ranks and ranges such as 0,4-7, below {RANKS_MAX}",
+        "Of a distributed run, the processes that record inferences; empty: all. `0` where the ranks compute one "
+        "inference together (docs/distributed.md)"),
 )
 # fmt: on
 

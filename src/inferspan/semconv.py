@@ -205,6 +205,9 @@ DEVICE = _attribute("inferspan.device", "string", "Device of the model's input: 
 INPUT_DEVICE = _attribute("inferspan.input.device", "string",
     "Device of the ids handed to `decode`: off the host, the span includes the copy and the wait for it",
     absent="on the host")
+RANK = _attribute("inferspan.rank", "int",
+    "Rank of this process in a distributed run, over all hosts: on root spans, and on the points of all metrics but "
+    "those of devices and host", absent="it is the only process")
 
 # -- what it did to the accelerator and to memory (docs/measurements.md) --------------------------------------------
 
@@ -247,7 +250,7 @@ MEMORY_FRAGMENTATION = _attribute("inferspan.memory.fragmentation", "double",
     absent="as before")
 MEMORY_ACTIVATIONS = _attribute("inferspan.memory.activations", "int",
     "Peak - before - KV cache: what the forward itself needed at once", unit="By",
-    absent="the peak is not exact, or other inferences ran meanwhile")
+    absent="the peak is not exact, other inferences ran meanwhile, or the model is on several devices")
 MEMORY_SHARED = _attribute("inferspan.memory.shared", "boolean",
     "true where other inferences ran meanwhile: the readings of memory are of all of them", absent="it ran alone")
 KV_CACHE_SIZE = _attribute("inferspan.kv_cache.size", "int",
@@ -311,6 +314,8 @@ MODEL_QUANTIZATION = _attribute("inferspan.model.quantization", "string", "Quant
     absent="not quantized")
 MODEL_ATTENTION = _attribute("inferspan.model.attention", "string", "Attention implementation: `sdpa`, `eager`, …",
     absent="not known")
+WORLD_SIZE = _attribute("inferspan.world_size", "int", "Processes of the distributed run", unit="{process}",
+    absent="it is the only process")
 LOAD_TIME = _attribute("inferspan.load.time", "double", "How long `from_pretrained` took, on the cold inference",
     unit="s", absent="not loaded by from_pretrained, or warm")
 

@@ -225,5 +225,6 @@ def test_help_lists_each_option_once() -> None:
         "inferspan_models_max",
         "inferspan_process_stats",
         "inferspan_queue_max",
+        "inferspan_ranks",
         "inferspan_token_points_max",
     ]

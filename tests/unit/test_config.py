@@ -17,6 +17,7 @@ from support.recorder import Recorder
 
 HOOKS_ALLOWED = "comma list of pipelines, generation, continuous_batching, tokenizers, models, loading"
 MEASURE_ALLOWED = "comma list of gpu_time, memory, flops, energy, leaks, compiles, host_allocations"
+RANKS_ALLOWED = "comma list of ranks and ranges such as 0,4-7, below 65536"
 HOOKS_DEFAULT = "continuous_batching,generation,loading,models,pipelines,tokenizers"
 CONTENT = "OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT"
 OPT_IN = "OTEL_SEMCONV_STABILITY_OPT_IN"
@@ -40,6 +41,7 @@ DEFAULTS = {
     "devices_detail": frozenset(),
     "devices_interval": 1.0,
     "devices_lock": "",
+    "ranks": frozenset(),
 }
 
 # Variable, text, field, value. At least one for each row of SETTINGS.
@@ -77,6 +79,9 @@ TAKEN = [
     ("INFERSPAN_DEVICES_INTERVAL", "0.5", "devices_interval", 0.5),
     ("INFERSPAN_DEVICES_INTERVAL", "60", "devices_interval", 60.0),
     ("INFERSPAN_DEVICES_LOCK", "/run/gpu.lock", "devices_lock", "/run/gpu.lock"),
+    ("INFERSPAN_RANKS", "0", "ranks", frozenset({0})),
+    ("INFERSPAN_RANKS", " 0 , 4-6,65535", "ranks", frozenset({0, 4, 5, 6, 65535})),
+    ("INFERSPAN_RANKS", ",", "ranks", frozenset()),
 ]
 
 # Variable, text, what is allowed, what is used instead. OTEL_SEMCONV_STABILITY_OPT_IN is shared with other
@@ -105,6 +110,10 @@ REFUSED = [
     ("INFERSPAN_DEVICES", "sometimes", "auto, always, never", "'auto'"),
     ("INFERSPAN_DEVICES_DETAIL", "fast", "comma list of slow, gpm, xid", "''"),
     ("INFERSPAN_DEVICES_INTERVAL", "0.1", "0.5 to 60 seconds", "1.0"),
+    ("INFERSPAN_RANKS", "first", RANKS_ALLOWED, "''"),
+    ("INFERSPAN_RANKS", "4-0", RANKS_ALLOWED, "''"),
+    ("INFERSPAN_RANKS", "-1", RANKS_ALLOWED, "''"),
+    ("INFERSPAN_RANKS", "0-65536", RANKS_ALLOWED, "''"),
 ]
 
 # Keyword, value, the setting. At least one for each row of SETTINGS.
@@ -133,6 +142,10 @@ KEYWORDS_TAKEN = [
     ("devices_detail", ["gpm"], frozenset({"gpm"})),
     ("devices_interval", 2, 2.0),
     ("devices_lock", "x", "x"),
+    ("ranks", 0, frozenset({0})),
+    ("ranks", [0, 3], frozenset({0, 3})),
+    ("ranks", (), frozenset()),
+    ("ranks", "0-2", frozenset({0, 1, 2})),
 ]
 
 KEYWORDS_REFUSED = [
@@ -165,6 +178,9 @@ KEYWORDS_REFUSED = [
     ("devices_detail", ["fast"]),
     ("devices_interval", 0.1),
     ("devices_lock", True),
+    ("ranks", True),
+    ("ranks", -1),
+    ("ranks", None),
 ]
 
 
@@ -406,5 +422,6 @@ def test_environment_variable_module_lists_only_names_of_our_own() -> None:
         "OTEL_INFERSPAN_MODELS_MAX",
         "OTEL_INFERSPAN_PROCESS_STATS",
         "OTEL_INFERSPAN_QUEUE_MAX",
+        "OTEL_INFERSPAN_RANKS",
         "OTEL_INFERSPAN_TOKEN_POINTS_MAX",
     ]

@@ -115,6 +115,7 @@ def test_settings_and_their_variables() -> None:
         "devices_detail": ("INFERSPAN_DEVICES_DETAIL", "OTEL_INFERSPAN_DEVICES_DETAIL"),
         "devices_interval": ("INFERSPAN_DEVICES_INTERVAL", "OTEL_INFERSPAN_DEVICES_INTERVAL"),
         "devices_lock": ("INFERSPAN_DEVICES_LOCK", "OTEL_INFERSPAN_DEVICES_LOCK"),
+        "ranks": ("INFERSPAN_RANKS", "OTEL_INFERSPAN_RANKS"),
     }
 
 

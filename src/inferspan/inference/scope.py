@@ -26,6 +26,7 @@ from opentelemetry.trace import get_current_span, set_span_in_context
 
 from inferspan import faults
 from inferspan.config import HOST_ALLOCATIONS
+from inferspan.inference import distributed
 from inferspan.inference.error import Failure, failure_of, type_name
 from inferspan.inference.model import ModelFacts, describe, facts_of
 from inferspan.inference.record import Inference, Lone, Phase
@@ -79,6 +80,7 @@ def connect(sink: Sink | None) -> None:
         host_allocations.start()
     elif sink is None:
         host_allocations.stop()
+    distributed.read_environment()
     _sink = sink
 
 
@@ -94,7 +96,10 @@ def open_count() -> int:
 
 def may_open() -> bool:
     """Whether a hook that meets no inference should open one here and now."""
-    return _sink is not None and is_instrumentation_enabled()
+    sink = _sink
+    if sink is None or not is_instrumentation_enabled():
+        return False
+    return not sink.settings.ranks or distributed.is_one_of(sink.settings.ranks)
 
 
 def model_facts(model: Any) -> ModelFacts:
@@ -120,7 +125,7 @@ def open_inference(
         parent: context to take the parent from, by default the current one.
     """
     sink = _sink
-    if sink is None or not is_instrumentation_enabled():
+    if sink is None or not may_open():
         return None
     try:
         if name is None:

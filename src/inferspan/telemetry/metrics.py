@@ -10,11 +10,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from inferspan import semconv
+from inferspan.inference import distributed
 from inferspan.measure.figures import Figures, failed_allocations, utilization
 from inferspan.telemetry.spans import time_per_output_token_s, time_to_first_token_ns
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from opentelemetry.context import Context
     from opentelemetry.metrics import Meter
@@ -210,9 +211,10 @@ class Points:
                 self._attributes[key] = found
         return dict(found[0]), found[1]
 
-    def _add(self, name: str, value: float, attributes: dict[str, str], context: Context | None) -> None:
+    def _add(self, name: str, value: float, attributes: Mapping[str, str | int], context: Context | None) -> None:
         instrument = self._instruments.get(name)
         if instrument is not None:
+            attributes = {**attributes, **distributed.attributes()}
             kind = semconv.METRICS[name].instrument
             if kind == "histogram":
                 instrument.record(value, attributes, context)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from opentelemetry.trace import SpanKind, Status, StatusCode, set_span_in_context
 
 from inferspan import semconv
+from inferspan.inference import distributed
 from inferspan.inference.content import as_json, system_as_json
 from inferspan.measure.figures import Figures, attributes_of, fragmentation, part_attributes
 
@@ -59,7 +60,8 @@ def tell_lone(tracer: Tracer, lone: Lone) -> None:
     """A phase that belongs to no inference."""
     if lone.model is not None:
         lone.phase.set(semconv.REQUEST_MODEL, lone.model)
-    _tell_phase(tracer, lone.phase, lone.context, lone.unix_offset_ns, {})
+    place = {lone.phase.name: dict(distributed.attributes())}
+    _tell_phase(tracer, lone.phase, lone.context, lone.unix_offset_ns, place)
 
 
 def time_to_first_token_ns(inference: Inference) -> int | None:
@@ -144,6 +146,7 @@ def _root_attributes(inference: Inference, figures: Figures, settings: Settings)
     whole = inference.whole
     found: dict[str, Any] = {
         **attributes_of(inference, figures),
+        **distributed.attributes(),
         semconv.GPU_PENDING: None if whole is None or whole.watch is None else whole.watch.is_pending,
         semconv.COMPILE_COUNT: None if compiles is None else compiles.count,
         semconv.COMPILE_TIME: None if compiles is None else compiles.seconds,
