@@ -55,7 +55,10 @@ class InferspanInstrumentor(BaseInstrumentor):  # type: ignore[misc]  # its modu
         reporter = Reporter(settings, **providers)
         InferspanInstrumentor._reporter = reporter
         scope.connect(reporter)
-        needed = {hook for measure, hook in _NEEDED.items() if measure in settings.measure} | {"modules_by_hand"}
+        needed = {hook for measure, hook in _NEEDED.items() if measure in settings.measure} | {
+            "modules_by_hand",
+            "parallel",
+        }
         hooks.install(settings.hooks | needed)
 
     def _uninstrument(self, **kwargs: Any) -> None:

@@ -51,6 +51,27 @@ def data_parallel(rank: int, folder: Path) -> Any:
     return DistributedDataParallel(tiny.classifier())(input_ids=ids(rank)).logits.tolist()
 
 
+class Rate(torch.nn.Module):
+    """A model of one's own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.ReLU())
+
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        return self.layers(rows)
+
+
+def wrapped(rank: int, folder: Path) -> Any:
+    """Put in ``eval()`` from outside of what runs it, or from inside."""
+    rows = torch.ones(2, 4)
+    outside = DistributedDataParallel(tiny.seeded(Rate)).eval()(rows).tolist()
+    inside = DistributedDataParallel(tiny.seeded(Rate).eval())(rows).tolist()
+    flat = FullyShardedDataParallel(tiny.seeded(Rate), device_id=torch.device("cpu")).eval()
+    with torch.no_grad():
+        return outside, inside, flat(rows).tolist()
+
+
 @torch.no_grad()
 def flat_sharded(rank: int, folder: Path) -> Any:
     model = FullyShardedDataParallel(tiny.causal_lm(), device_id=torch.device("cpu"))
@@ -127,6 +148,7 @@ def joined(rank: int, folder: Path) -> Any:
 
 ROWS: dict[str, Callable[[int, Path], Any]] = {
     "data parallel": data_parallel,
+    "wrapped": wrapped,
     "flat sharded": flat_sharded,
     "sharded": sharded,
     "synchronized": synchronized,

@@ -25,6 +25,7 @@ from inferspan.hooks import (
     loading,
     models,
     modules,
+    parallel,
     pipelines,
     tokenizers,
 )
@@ -40,6 +41,7 @@ _TABLE: Mapping[str, Mapping[str, Install]] = {
     "models": models.MODULES,
     "modules": modules.MODULES,
     "modules_by_hand": modules.BY_HAND,
+    "parallel": parallel.MODULES,
     "loading": loading.MODULES,
     "graphs": graphs.MODULES,
     "compilation": compilation.MODULES,

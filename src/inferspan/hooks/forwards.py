@@ -28,6 +28,14 @@ from inferspan.measure import tokens
 
 EVAL_FRAME = "torch._dynamo.eval_frame"
 _EVERY = "_inferspan_every"
+# classes that run a model, and what they call it
+_RUNS = {
+    "OptimizedModule": "_orig_mod",
+    "DataParallel": "module",
+    "DistributedDataParallel": "module",
+    "FullyShardedDataParallel": "_fsdp_wrapped_module",
+    "DeepSpeedEngine": "module",
+}
 
 _watched: dict[int, weakref.ref[Any]] = {}
 _roots: set[int] = set()
@@ -66,8 +74,10 @@ def roots() -> Iterator[Any]:
 
 
 def without_compiler(module: Any) -> Any:
-    """The model itself, of what ``torch.compile`` made of it."""
-    return module._orig_mod if type(module).__name__ == "OptimizedModule" else module
+    """The model itself, of what runs it: compiled, on several devices, in several processes."""
+    name = next((_RUNS[base.__name__] for base in type(module).__mro__ if base.__name__ in _RUNS), "")
+    model = getattr(module, name, None) if name else None
+    return module if model is None else without_compiler(model)
 
 
 def is_root(model: Any) -> bool:
@@ -160,7 +170,7 @@ def call(
         if active.works is None or active.in_model or active.generation is not None:
             return function(*args, **kwargs)
         return _run_in_phase(active, function, model, args, kwargs)
-    if not (every or id(model) in _roots) or not _may_record(model):
+    if not (every or id(model) in _roots) or not _may_record():
         return function(*args, **kwargs)
     if _trains(model):
         return scope.run_muted(function, args, kwargs)
@@ -169,20 +179,15 @@ def call(
 
 def begin(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Inference | None:
     """The same where there is no function to call, only a begin and an end: the inference, if this is to be one."""
-    if scope.ACTIVE.get() is not None or not _may_record(model) or _trains(model):
+    if scope.ACTIVE.get() is not None or not _may_record() or _trains(model):
         return None
     return _open(model, args, kwargs)
 
 
-def _may_record(model: Any) -> bool:
-    """Whether anything may be recorded here: not while a program is traced, nor of a DataParallel replica."""
+def _may_record() -> bool:
+    """Whether anything may be recorded here: not while a program is traced."""
     torch = sys.modules["torch"]
-    return (
-        scope.may_open()
-        and not torch.compiler.is_compiling()
-        and torch._C._get_tracing_state() is None
-        and not getattr(model, "_is_replica", False)
-    )
+    return scope.may_open() and not torch.compiler.is_compiling() and torch._C._get_tracing_state() is None
 
 
 def _trains(model: Any) -> bool:

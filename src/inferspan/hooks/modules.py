@@ -102,8 +102,6 @@ def _module(original: Callable[..., Any], patches: Patches) -> Callable[..., Any
 def _watch(module: Any, patches: Patches) -> None:
     try:
         model = without_compiler(module)
-        while type(model).__module__.startswith("torch.nn.parallel."):
-            model = without_compiler(model.module)  # what runs it in several processes or threads is not the model
         if scope.settings() is not None and not is_root(model) and _may_be_model(model):
             watch_root(model, patches)
     except Exception:  # noqa: BLE001 - a metaclass that lets nothing be set

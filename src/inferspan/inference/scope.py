@@ -125,7 +125,8 @@ def open_inference(
         parent: context to take the parent from, by default the current one.
     """
     sink = _sink
-    if sink is None or not may_open():
+    # a replica of DataParallel runs in a thread, without a context: its inference is that of the whole
+    if sink is None or not may_open() or "_is_replica" in getattr(model, "__dict__", ()):
         return None
     try:
         if name is None:

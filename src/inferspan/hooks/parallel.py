@@ -1,0 +1,28 @@
+"""``DataParallel``: its replicas run in threads that know nothing of the caller, so the call is seen here, as a whole.
+
+On one device, or none, it calls the model itself, which is seen as ever; so is the model inside of what runs it on the
+calling thread (``DistributedDataParallel``, FSDP, DeepSpeed's engine).
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+from inferspan.hooks.forwards import call, is_root
+from inferspan.hooks.patches import Patches
+
+
+def _install(module: ModuleType, patches: Patches) -> None:
+    parallel = module.nn.DataParallel
+    is_compiling = module.compiler.is_compiling
+
+    def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if is_compiling() or len(self.device_ids) < 2 or not is_root(self.module):
+            return super(parallel, self).__call__(*args, **kwargs)
+        return call(super(parallel, self).__call__, self.module, args, kwargs, every=True)
+
+    patches.define(parallel, "__call__", __call__)
+
+
+MODULES = {"torch": _install}  # not the class's own module, at whose import torch is half there
