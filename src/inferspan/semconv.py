@@ -301,6 +301,24 @@ GROWTH = _attribute("inferspan.memory.growth", "double", "Bytes that each infere
 GROWN = _attribute("inferspan.memory.grown", "int", "Bytes by which memory has grown in the window", unit="By")
 WINDOW = _attribute("inferspan.memory.window", "int", "Inferences in the window", unit="{inference}")
 
+# -- its layers, where they are asked for (docs/modules.md) --------------------------------------------------------
+
+LAYER_NAME = _attribute("inferspan.layer.name", "string", "Name of the module in its model: `model.layers.7`")
+LAYER_PART = _attribute("inferspan.layer.part", "string",
+    "`attention`, `mlp`, or `rest`: what is neither, and all of a layer whose parts are not told apart")
+LAYER_ATTENTION_TIME = _attribute("inferspan.layer.attention.time", "double",
+    "Host time in the layer's attention, summed over its calls", unit="s", absent="not told apart")
+LAYER_MLP_TIME = _attribute("inferspan.layer.mlp.time", "double", "The same, in what else has weights", unit="s",
+    absent="not told apart")
+LAYER_ATTENTION_GPU_TIME = _attribute("inferspan.layer.attention.gpu_time", "double",
+    "Time on the accelerator in the layer's attention, summed over its calls", unit="s",
+    absent="as GPU time, or not told apart")
+LAYER_MLP_GPU_TIME = _attribute("inferspan.layer.mlp.gpu_time", "double", "The same, in what else has weights",
+    unit="s", absent="as before")
+LAYER_MEMORY = _attribute("inferspan.layer.memory", "int",
+    "Bytes that the layer's first call left on the device: its output; in a generation the prompt's keys and values "
+    "too", unit="By", absent="not on a device with an allocator that counts")
+
 # -- the model: on its `load` span, and on the first inference of the instance ------------------------------------
 
 MODEL_CLASS = _attribute("inferspan.model.class", "string", "Class of the model")
@@ -400,6 +418,9 @@ DETOKENIZE = _span("detokenize",
     "From the model's output to the caller's result, for text; or a tokenizer's decode called directly",
     "the inference, or whatever is current")
 POSTPROCESS = _span("postprocess", "The same for images, audio and video", "the inference")
+LAYER = _span("layer {inferspan.layer.name}",
+    "A layer, where layers are asked for: from its first call in the inference to the end of its last. Of several "
+    "calls `inferspan.phase.time` is the sum", "forward; the inference where there was more than one forward")
 LOAD = _span("load {gen_ai.request.model}", "`from_pretrained` of a model", "whatever is current")
 
 # -- metrics -----------------------------------------------------------------------------------------------------
@@ -495,6 +516,12 @@ COMPILE_DURATION = _metric("inferspan.compile.duration", "histogram", "s",
     "Time that torch.compile took in one inference that compiled", OPERATION_NAME, REQUEST_MODEL, buckets=_LOAD)
 RECOMPILES = _metric("inferspan.compile.recompiles", "counter", "{recompile}",
     "Graphs that torch compiled anew, since a guard of the first failed", OPERATION_NAME, REQUEST_MODEL)
+LAYER_CALLS = _metric("inferspan.layer.calls", "counter", "{call}",
+    "Calls of one layer, in the inferences whose layers were recorded", REQUEST_MODEL, LAYER_NAME)
+LAYER_TIME = _metric("inferspan.layer.time", "counter", "s", "Host time of its parts, which add up to the layer",
+    REQUEST_MODEL, LAYER_NAME, LAYER_PART)
+LAYER_GPU_TIME = _metric("inferspan.layer.gpu.time", "counter", "s",
+    "The same on the accelerator; only of layers whose calls were all timed", REQUEST_MODEL, LAYER_NAME, LAYER_PART)
 DROPPED = _metric("inferspan.overhead.dropped", "counter", "{record}",
     "Children and records that were left out, by reason", DROP_REASON)
 

@@ -50,7 +50,7 @@ def test_package_exports() -> None:
         pytest.param("instrument", "(**settings)", id="instrument"),
         pytest.param("uninstrument", "()", id="uninstrument"),
         pytest.param("force_flush", "(timeout_s=30.0)", id="force_flush"),
-        pytest.param("instrument_module", "(module, *, name=None)", id="instrument_module"),
+        pytest.param("instrument_module", "(module, *, name=None, layers=None)", id="instrument_module"),
         pytest.param("inference", "(name, *, model=None, operation=None)", id="inference"),
     ],
 )

@@ -22,7 +22,6 @@ from typing import Any
 from inferspan import faults, semconv
 from inferspan.hooks.patches import Patches, is_ours
 from inferspan.inference import scope
-from inferspan.inference.model import device_of
 from inferspan.inference.record import Inference, Phase
 from inferspan.measure import tokens
 
@@ -66,6 +65,12 @@ def watch_root(module: Any, patches: Patches) -> None:
 def unwatch_root(module: Any) -> None:
     """Undo :func:`watch_root`, but for the class's ``__call__``, which others may need."""
     _roots.discard(id(module))
+
+
+def forget() -> None:
+    """Watch nothing any more."""
+    _watched.clear()
+    _roots.clear()
 
 
 def roots() -> Iterator[Any]:
@@ -167,6 +172,10 @@ def call(
     """One call of a watched module, through ``function``: an inference, a part of one, or nothing to us."""
     active = scope.ACTIVE.get()
     if type(active) is Phase:
+        layers = active.layers
+        slot = None if layers is None else layers.slots.get(id(model))
+        if layers is not None and slot is not None:
+            return layers.run(slot, model, function, args, kwargs)
         if active.works is None or active.in_model or active.generation is not None:
             return function(*args, **kwargs)
         return _run_in_phase(active, function, model, args, kwargs)
@@ -267,7 +276,7 @@ def _note_call(
             put(semconv.BATCH_SIZE, batch.rows)
             put(semconv.SEQUENCE_LENGTH, batch.length)
             inference.set(semconv.DEVICE, batch.device)
-        scope.measure(phase, device_of(model, None if batch is None else batch.device))
+        scope.measure(phase, model, None if batch is None else batch.device)
         scope.note_work(phase, model, args, kwargs)
         phase.in_model = True
     except Exception:  # noqa: BLE001

@@ -19,7 +19,8 @@ from typing import Any
 
 from inferspan import faults
 from inferspan.hooks import compiled
-from inferspan.hooks.forwards import guard, is_root, roots, unwatch_root, watch_root, without_compiler
+from inferspan.hooks.forwards import forget, guard, is_root, roots, unwatch_root, watch_root, without_compiler
+from inferspan.hooks.layers import choose
 from inferspan.hooks.patches import Patches
 from inferspan.inference import model as models
 from inferspan.inference import scope
@@ -147,9 +148,10 @@ class ModuleHandle:
     """One module that is a model of its own. Made by :func:`instrument_module`; :meth:`remove`, or the end of a
     ``with`` block, undoes it. It refers to the module weakly."""
 
-    def __init__(self, module: Any, name: str | None) -> None:
+    def __init__(self, module: Any, name: str | None, has_layers: bool) -> None:
         self._module: Callable[[], Any] = weakref.ref(module, lambda _: _by_hand.pop(id(self), None))
         self._name = name
+        self._has_layers = has_layers
         self._was_root = False
 
     def remove(self) -> None:
@@ -159,6 +161,8 @@ class ModuleHandle:
         if module is None:
             return
         models.forget(module)
+        if self._has_layers:
+            choose(module, None)
         if not self._was_root:
             unwatch_root(module)
             if _patches is not None and not any(type(root) is type(module) for root in roots()):
@@ -187,29 +191,33 @@ def _nothing() -> None:
 def _forget() -> None:
     global _patches
     _patches = None
-    for root in list(roots()):
-        unwatch_root(root)
+    forget()
 
 
-def instrument_module(module: Any, *, name: str | None = None) -> ModuleHandle:
+def instrument_module(module: Any, *, name: str | None = None, layers: str | int | None = None) -> ModuleHandle:
     """Make each call of this torch module an inference of its own, unless it is part of one.
 
     Args:
         module: a ``torch.nn.Module``. A call of it that trains is no inference.
         name: of the model on spans and metrics; by default its class.
+        layers: which of its layers are recorded apart, as in the setting ``layers``, which decides by default.
 
     Returns:
         A handle whose ``remove()`` undoes it; also a context manager.
 
     Raises:
         TypeError: not a ``torch.nn.Module``.
+        ValueError: ``layers`` is neither a pattern nor a depth from 1 on.
 
     It may be called before ``instrument()``, and lasts over ``uninstrument()``.
     """
     torch = sys.modules.get("torch")
     if torch is None or not isinstance(module, torch.nn.Module):
         raise TypeError(f"instrument_module() takes a torch.nn.Module, not {type(module).__name__}")
-    handle = ModuleHandle(without_compiler(module), name)
+    model = without_compiler(module)
+    if layers is not None:
+        choose(model, layers)
+    handle = ModuleHandle(model, name, layers is not None)
     _by_hand[id(handle)] = handle
     if _patches is not None:
         handle._install(_patches)

@@ -28,7 +28,7 @@ from inferspan import faults
 from inferspan.config import HOST_ALLOCATIONS
 from inferspan.inference import distributed
 from inferspan.inference.error import Failure, failure_of, type_name
-from inferspan.inference.model import ModelFacts, describe, facts_of
+from inferspan.inference.model import ModelFacts, describe, device_of, facts_of
 from inferspan.inference.record import Inference, Lone, Phase
 from inferspan.measure import accelerator, flops, host_allocations
 from inferspan.measure.out_of_memory import out_of_memory
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from opentelemetry.trace import Span
 
     from inferspan.config import Settings
+    from inferspan.measure.layers import Layers
 
 Entered = tuple[Token[Context], Token["Inference | Phase | None"]]
 
@@ -157,8 +158,13 @@ def _count_company(inference: Inference) -> None:
     inference.is_alone = len(_open) == 1  # for now: close() looks whether another one began
 
 
-def measure(phase: Phase, device: str | None) -> None:
-    """Begin to measure what a forward does, on ``device`` as torch writes it. :meth:`Inference.end` ends it."""
+layers_of: Callable[[Inference, Any], Layers | None] | None = None
+"""Finds what records a model's layers in a forward. Set by :mod:`inferspan.hooks.layers`."""
+
+
+def measure(phase: Phase, model: Any, device: str | None) -> None:
+    """Begin to measure what a forward of ``model`` does, on ``device`` as torch writes it. :meth:`Inference.end` ends
+    it."""
     inference, sink = phase.inference, _sink
     if inference is None or sink is None:
         return
@@ -167,7 +173,9 @@ def measure(phase: Phase, device: str | None) -> None:
         phase.is_measured = True
         if "flops" in wanted:
             phase.works = []
-        found = accelerator.of(device)
+        if layers_of is not None:
+            phase.layers = layers_of(inference, model)
+        found = accelerator.of(device_of(model, device))
         if found is None:
             return
         if inference.accelerator is None:

@@ -10,6 +10,7 @@ from inferspan import semconv
 from inferspan.inference import distributed
 from inferspan.inference.content import as_json, system_as_json
 from inferspan.measure.figures import Figures, attributes_of, fragmentation, part_attributes
+from inferspan.telemetry.layers import tell_layers
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context
@@ -49,6 +50,8 @@ def tell_inference(tracer: Tracer, inference: Inference, figures: Figures, setti
                 parts = figures.phases[place] if figures.phases else {}
                 told = {name: part_attributes(inference, name, part) for name, part in parts.items()}
                 _tell_phase(tracer, phase, inference.context, inference.unix_offset_ns, told)
+            if inference.layers is not None and not inference.layers.is_told:
+                tell_layers(tracer, inference.layers, inference.context, inference.unix_offset_ns)
             root.set_attributes(_root_attributes(inference, figures, settings))
             _tell_events(root, inference, figures)
             _tell_failure(root, inference)
@@ -97,6 +100,8 @@ def _tell_phase(
     span = tracer.start_span(phase.name, context, SpanKind.INTERNAL, attributes, start_time=phase.start_ns + offset_ns)
     if phase.generation is not None:
         _tell_generation(tracer, phase.generation, phase, set_span_in_context(span, context), offset_ns, measured)
+    if phase.layers is not None and phase.layers.phases == 1:
+        tell_layers(tracer, phase.layers, set_span_in_context(span, context), offset_ns)
     _mark(span, phase.error)
     span.end(phase.end_ns + offset_ns)
 
