@@ -12,6 +12,7 @@ is seen from outside (:mod:`inferspan.hooks.compiled`).
 
 from __future__ import annotations
 
+import functools
 import sys
 import weakref
 from collections.abc import Callable, Iterator
@@ -121,8 +122,8 @@ def _call_of(cls: type) -> Any:
 
 
 def _prepare(function: Any, cls: type, every: bool) -> Any:
-    function.__qualname__ = f"{cls.__qualname__}.__call__"
-    function.__annotations__ = {}  # the signature of nn.Module's own
+    functools.update_wrapper(function, _call_of(cls))  # its name, by which a bound method is pickled; its signature
+    function.__module__, function.__qualname__ = cls.__module__, f"{cls.__qualname__}.__call__"
     setattr(function, _EVERY, every)
     hide_from_compiler(function.__code__)
     return function
