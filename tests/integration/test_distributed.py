@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from torch._dynamo.utils import counters
 
 import inferspan
 from support import tiny
@@ -84,6 +85,7 @@ COMPLETE = ["text_completion model", "tokenize", ["forward", "prefill", "decode"
     ("row", "trees"),
     [
         pytest.param("data parallel", ["forward"], id="DistributedDataParallel"),
+        pytest.param("compiled", ["forward"] * 2, id="DistributedDataParallel compiled"),
         pytest.param("flat sharded", ["forward"], id="FullyShardedDataParallel"),
         pytest.param("wrapped", ["forward"] * 3, id="modules of one's own"),
         pytest.param("sharded", ["forward", GENERATE], id="fully_shard"),
@@ -289,6 +291,24 @@ def test_replicas_of_data_parallel_are_one_inference(
     told = bare_recorder.span("forward").attributes or {}
     assert told["inferspan.batch.size"] == 2
     assert told["inferspan.model.class"] == type(build()).__name__
+
+
+def test_data_parallel_is_put_back_and_compiles_as_before(bare_recorder: Recorder) -> None:
+    def compiled() -> Any:
+        torch.compiler.reset()
+        counters.clear()
+        model = torch.nn.DataParallel(tiny.seeded(lambda: torch.nn.Sequential(torch.nn.Linear(4, 4)))).eval()
+        with torch.no_grad():
+            result = torch.compile(model, backend="eager", fullgraph=True)(torch.ones(2, 4))
+        return result.tolist(), dict(counters["stats"])
+
+    off = compiled()
+    bare_recorder.instrument()
+
+    assert compiled() == off
+    assert bare_recorder.trees() == ["forward"]
+    bare_recorder.close()
+    assert "__call__" not in vars(torch.nn.DataParallel)
 
 
 def in_two_places(folder: Path) -> Any:

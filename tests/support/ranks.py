@@ -73,6 +73,12 @@ def wrapped(rank: int, folder: Path) -> Any:
 
 
 @torch.no_grad()
+def compiled(rank: int, folder: Path) -> Any:
+    model = torch.compile(DistributedDataParallel(tiny.classifier()), backend="eager")
+    return model(input_ids=ids(rank)).logits.tolist(), model(input_ids=ids(rank)).logits.tolist()
+
+
+@torch.no_grad()
 def flat_sharded(rank: int, folder: Path) -> Any:
     model = FullyShardedDataParallel(tiny.causal_lm(), device_id=torch.device("cpu"))
     return model(input_ids=ids(rank)).logits.tolist()
@@ -149,6 +155,7 @@ def joined(rank: int, folder: Path) -> Any:
 ROWS: dict[str, Callable[[int, Path], Any]] = {
     "data parallel": data_parallel,
     "wrapped": wrapped,
+    "compiled": compiled,
     "flat sharded": flat_sharded,
     "sharded": sharded,
     "synchronized": synchronized,

@@ -34,7 +34,7 @@ def _install(module: ModuleType, patches: Patches) -> None:
                 return original(self, *args, **kwargs)
             if getattr(getattr(self, "dynamo_ctx", None), "export", False):  # torch 2.4's export calls to trace
                 return scope.run_muted(original, (self, *args), kwargs)
-            model = getattr(self, "_orig_mod", None)
+            model = without_compiler(self)
             if not is_root(model):
                 return original(self, *args, **kwargs)
             return forwards.call(partial(original, self), model, args, kwargs, every=True)

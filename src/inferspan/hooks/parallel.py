@@ -9,12 +9,14 @@ from __future__ import annotations
 from types import ModuleType
 from typing import Any
 
-from inferspan.hooks.forwards import call, is_root
+from inferspan.hooks.forwards import call, hide_from_compiler, is_root
 from inferspan.hooks.patches import Patches
 
 
 def _install(module: ModuleType, patches: Patches) -> None:
-    parallel = module.nn.DataParallel
+    parallel = getattr(getattr(module, "nn", None), "DataParallel", None)
+    if parallel is None:  # something else by the name of torch
+        return
     is_compiling = module.compiler.is_compiling
 
     def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -22,6 +24,8 @@ def _install(module: ModuleType, patches: Patches) -> None:
             return super(parallel, self).__call__(*args, **kwargs)
         return call(super(parallel, self).__call__, self.module, args, kwargs, every=True)
 
+    __call__.__qualname__ = f"{parallel.__qualname__}.__call__"
+    hide_from_compiler(__call__.__code__)
     patches.define(parallel, "__call__", __call__)
 
 
