@@ -91,7 +91,8 @@ COMPLETE = ["text_completion model", "tokenize", ["forward", "prefill", "decode"
         pytest.param("sharded", ["forward", GENERATE], id="fully_shard"),
         pytest.param("synchronized", [GENERATE], id="generate synced_gpus"),
         pytest.param("tensor parallel", ["load model", "forward", COMPLETE], id="tensor parallel"),
-        pytest.param("stages", [["stages", "forward"]], id="pipeline stages in a block"),
+        pytest.param("stages", ["forward"], id="pipeline stages"),
+        pytest.param("stages in a block", [["stages", "forward"]], id="pipeline stages in a block"),
         pytest.param("joined", [CLASSIFY], id="objects sent"),
     ],
     indirect=["row"],
@@ -291,6 +292,36 @@ def test_replicas_of_data_parallel_are_one_inference(
     told = bare_recorder.span("forward").attributes or {}
     assert told["inferspan.batch.size"] == 2
     assert told["inferspan.model.class"] == type(build()).__name__
+
+
+class DeepSpeedEngine(torch.nn.Module):
+    """What runs a model, and is none; by the name of DeepSpeed's own."""
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.module(*args, **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("build", "call"),
+    [
+        pytest.param(tiny.classifier, {"input_ids": IDS}, id="transformers"),
+        pytest.param(
+            lambda: torch.nn.Sequential(torch.nn.Linear(4, 4)), {"input": torch.ones(2, 4)}, id="of one's own"
+        ),
+    ],
+)
+def test_model_inside_of_an_engine_is_the_one(
+    build: Callable[[], torch.nn.Module], call: Any, recorder: Recorder
+) -> None:
+    model = build()
+    DeepSpeedEngine(model).eval()(**call)
+
+    assert recorder.trees() == ["forward"]
+    assert (recorder.span("forward").attributes or {})["inferspan.model.class"] == type(model).__name__
 
 
 def test_data_parallel_is_put_back_and_compiles_as_before(bare_recorder: Recorder) -> None:

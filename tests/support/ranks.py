@@ -121,20 +121,23 @@ def tensor_parallel(rank: int, folder: Path) -> Any:
 
 
 @torch.no_grad()
-def stages(rank: int, folder: Path) -> Any:
-    """Each process has one layer, and gets the rows one by one: a block makes them one inference."""
-    torch.manual_seed(rank)
+def stages(rank: int, folder: Path, model: torch.nn.Module | None = None) -> Any:
+    """Each process has one layer, and gets the rows one by one."""
     row = torch.ones(1, 4)
     stage = PipelineStage(
-        tiny.seeded(lambda: torch.nn.Linear(4, 4), rank),
+        model or tiny.seeded(Rate, rank).eval(),
         *(rank, distributed.get_world_size(), torch.device("cpu")),
         input_args=(row,),
         output_args=(row,),
     )
-    schedule = ScheduleGPipe(stage, 4)
-    with inferspan.inference("stages") as block, block.phase("forward"):
-        result = schedule.step(*([torch.ones(4, 4)] if rank == 0 else []))
+    result = ScheduleGPipe(stage, 4).step(*([torch.ones(4, 4)] if rank == 0 else []))
     return None if result is None else result.tolist()
+
+
+def stages_in_block(rank: int, folder: Path) -> Any:
+    """The same with a layer that is no model to us: a block makes one inference of it."""
+    with inferspan.inference("stages") as block, block.phase("forward"):
+        return stages(rank, folder, tiny.seeded(lambda: torch.nn.Linear(4, 4), rank))
 
 
 def joined(rank: int, folder: Path) -> Any:
@@ -161,6 +164,7 @@ ROWS: dict[str, Callable[[int, Path], Any]] = {
     "synchronized": synchronized,
     "tensor parallel": tensor_parallel,
     "stages": stages,
+    "stages in a block": stages_in_block,
     "joined": joined,
 }
 
