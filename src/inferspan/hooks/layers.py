@@ -7,8 +7,8 @@ recorded of them is in :mod:`inferspan.measure.layers`.
 ``transformer`` finds blocks by their structure: the innermost members of a list that have attention, and something
 else that multiplies by a weight. What is neither list nor attention is told by names alone in one place: a module with
 children is attention if its name or class says so, which holds for all of transformers. The rest of a block that has
-weights of two dimensions is its MLP, be it one module, experts, or two linears beside each other. A model without
-attention has its repeated members as layers, without parts.
+weights of two dimensions is its MLP, be it one module, experts, or two linears beside each other. What has no
+attention has no parts: the other layers of a hybrid, the repeated members of any other model.
 """
 
 from __future__ import annotations
@@ -143,8 +143,9 @@ def _is_list(module: Any) -> bool:
 def _blocks(module: Any, prefix: str) -> list[tuple[str, Any]]:
     children = _children(module, prefix)
     found = [block for name, child in children for block in _blocks(child, f"{name}.")]
-    if not found and (_is_list(module) or isinstance(module, sys.modules["torch"].nn.Sequential)):
-        found = [(name, child) for name, child in children if {part for part, _ in _parts(child)} == {ATTENTION, MLP}]
+    is_listed = _is_list(module) or isinstance(module, sys.modules["torch"].nn.Sequential)
+    if not found and is_listed and any(_parts(child) for _, child in children):
+        found = [(name, child) for name, child in children if child._modules]  # of a hybrid some have no attention
     return found
 
 
@@ -166,12 +167,18 @@ def _at_depth(module: Any, prefix: str, depth: int) -> Iterator[tuple[str, Any]]
             yield name, child
 
 
-def _parts(block: Any) -> Iterator[tuple[str, Any]]:
+def _parts(block: Any) -> list[tuple[str, Any]]:
+    """Attention and MLP of a block, empty where it has not both."""
+    found = list(_attention_and_rest(block))
+    return found if len({part for part, _ in found}) == 2 else []
+
+
+def _attention_and_rest(block: Any) -> Iterator[tuple[str, Any]]:
     for name, child in _children(block, ""):
         if _is_attention(name, child):
             yield ATTENTION, child
         elif _is_list(child) or any(_is_attention(path.rpartition(".")[2], it) for path, it in child.named_modules()):
-            yield from _parts(child)
+            yield from _attention_and_rest(child)
         elif any(weight.dim() > 1 for weight in (*child.parameters(), *child.buffers())):
             yield MLP, child
 

@@ -37,7 +37,7 @@ def _install(torch: Any, patches: Patches) -> None:
     wanted = frozenset() if settings is None or not hasattr(torch, "jit") else settings.modules
     if EVAL in wanted:
         patches.wrap(torch.nn.Module, "eval", lambda original: _eval(original, patches))
-        guard(torch.jit.RecursiveScriptModule, patches, every=True)
+        guard(torch.jit.ScriptModule, patches, every=True)
     names = wanted - {EVAL}
     if names:
         _guard_named(torch.nn.Module, names, patches)
