@@ -7,37 +7,22 @@ graphs, recompilations, signatures, files. CUDA's own rows are in ``tests/gpu/te
 
 from __future__ import annotations
 
-import importlib.util
-import inspect
-import multiprocessing
-import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Any
 
 import pytest
 import torch
 import torch._dynamo
 
-import inferspan
 from support import checks, mlp, tasks, tiny
-from support.checks import Check, Evidence, Subject
+from support.checks import Subject
 from support.recorder import Recorder
+from support.rows import Row, Target, assert_same, cells
 
 IDS = torch.tensor([[10, 20, 30, 40], [50, 60, 70, 80]])
 FEATURES = torch.linspace(-1, 1, 16).reshape(2, 8)
 
 
-# -- the columns: what it is done to, and how Inferspan sees it ------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Target:
-    name: str
-    make: Any
-    settings: dict[str, Any] = field(default_factory=dict)
-    by_hand: dict[str, Any] | None = None
-    """Arguments of ``instrument_module``, where that is how it is seen."""
+# -- the columns: what it is done to, and how Inferspan sees it --------------------------------------------------
 
 
 def _bert() -> Subject:
@@ -70,28 +55,19 @@ PIPELINE = Target("pipeline", _classifying)
 GENERATOR = Target("text-generation", _generating)
 MODULE = Target("module", _mlp)
 BY_HAND = Target("by-hand", _mlp, by_hand={"name": "mlp"})
-LAYERS = Target("layers", _bert, settings={"layers": "transformer"})
-LLAMA_LAYERS = Target("llama-layers", _llama, settings={"layers": "transformer"})
-MODULE_LAYERS = Target("by-hand-layers", _mlp, by_hand={"layers": "blocks.*"})
+LAYERS = Target("layers", _bert, settings={"layers": "transformer"}, spans=3)
+LLAMA_LAYERS = Target("llama-layers", _llama, settings={"layers": "transformer"}, spans=2)
+MODULE_LAYERS = Target("by-hand-layers", _mlp, by_hand={"layers": "blocks.*"}, spans=3)
 
 PLAIN = (MODULE, BY_HAND, MODULE_LAYERS)
 MODELS = (BERT, LAYERS)
-WIDE = (Target("wide-bert", _wide), Target("wide-layers", _wide, settings={"layers": "transformer"}))
+WIDE = (Target("wide-bert", _wide), Target("wide-layers", _wide, settings={"layers": "transformer"}, spans=3))
 CAUSAL = (LLAMA, LLAMA_LAYERS)
 MODULES = (*MODELS, *PLAIN)
 ALL = (*MODULES, *CAUSAL, PIPELINE)
 
 
 # -- the rows --------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Row:
-    name: str
-    check: Check
-    targets: tuple[Target, ...]
-    needs: str = ""
-    """What it cannot be done without: a library, a start method, a C++ compiler."""
 
 
 PICKLED = ("forward", "__call__", "eval")
@@ -193,66 +169,13 @@ TABLE = [
 ]
 # fmt: on
 
-_LIBRARIES = {"OpenLLMetry": "opentelemetry.instrumentation.transformers", "openlit": "openlit"}
-
-
-def _missing(needs: str) -> bool:
-    if needs in ("", *multiprocessing.get_all_start_methods()):
-        return False
-    if needs == "c++":
-        return not any(map(shutil.which, ("c++", "g++", "clang++", "cl")))
-    if needs in ("fork", "forkserver"):
-        return True
-    return importlib.util.find_spec(_LIBRARIES.get(needs, needs)) is None
-
-
-# -- off and on ------------------------------------------------------------------------------------------------------
-
 
 @pytest.fixture(autouse=True)
-def as_they_were() -> Iterator[None]:
+def compiled_anew() -> Iterator[None]:
     yield
     torch._dynamo.reset()
 
 
-def _done(row: Row, target: Target, recorder: Recorder | None) -> Any:
-    """What can be seen of the row, without Inferspan or with it."""
-
-    def come() -> None:
-        if recorder is not None:
-            recorder.instrument(**target.settings)
-
-    def see(subject: Subject) -> None:
-        subject.root.eval()
-        if recorder is not None and target.by_hand is not None:
-            inferspan.instrument_module(subject.model, **target.by_hand)
-
-    torch.manual_seed(0)
-    torch._dynamo.reset()
-    if not inspect.isgeneratorfunction(row.check):
-        come()
-        subject = target.make()
-        see(subject)
-        return row.check(subject)
-    subject = target.make()
-    steps = row.check(subject)
-    next(steps)
-    come()
-    see(subject)
-    try:
-        next(steps)
-    except StopIteration as done:
-        return done.value
-    raise AssertionError("a check yields once")
-
-
-@pytest.mark.parametrize(
-    ("row", "target"),
-    [pytest.param(row, target, id=f"{row.name}-{target.name}") for row in TABLE for target in row.targets],
-)
+@pytest.mark.parametrize(("row", "target"), cells(TABLE))
 def test_same_with_and_without(row: Row, target: Target, bare_recorder: Recorder) -> None:
-    if _missing(row.needs):
-        pytest.skip(f"no {row.needs} here: THAT IT WORKS THE SAME WITH INFERSPAN IS NOT TESTED")
-    without = _done(row, target, None)
-    assert _done(row, target, bare_recorder) == without
-    Evidence(bare_recorder).confirm(target.make)
+    assert_same(row, target, bare_recorder)

@@ -36,7 +36,6 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 import inferspan
 from inferspan.instrumentors import InferspanInstrumentor
-from support.recorder import Recorder
 
 WAIT_S = 120
 
@@ -827,9 +826,14 @@ def other_last(name: str) -> Check:
 # -- uninstrumented --------------------------------------------------------------------------------------------------
 
 
+def is_there() -> bool:
+    """Whether Inferspan is there."""
+    return bool(InferspanInstrumentor().is_instrumented_by_opentelemetry)
+
+
 def gone() -> None:
     """Inferspan goes, if it is there."""
-    if InferspanInstrumentor().is_instrumented_by_opentelemetry:
+    if is_there():
         inferspan.uninstrument()
 
 
@@ -873,16 +877,3 @@ def put_back(subject: Subject) -> Generator[None, None, Any]:
         if held.get(name) is not vars(cls).get(name) and name not in ("__abstractmethods__", "_abc_impl")
     ]
     return changed, subject()
-
-
-class Evidence:
-    """That Inferspan was there: it recorded the subject's call."""
-
-    def __init__(self, recorder: Recorder) -> None:
-        self.recorder = recorder
-
-    def confirm(self, make: Callable[[], Subject]) -> None:
-        if InferspanInstrumentor().is_instrumented_by_opentelemetry:
-            self.recorder.clear()
-            make()()
-        assert self.recorder.spans(), "Inferspan recorded nothing"
