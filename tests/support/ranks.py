@@ -84,18 +84,30 @@ def flat_sharded(rank: int, folder: Path) -> Any:
     return model(input_ids=ids(rank)).logits.tolist()
 
 
-@torch.no_grad()
-def sharded(rank: int, folder: Path) -> Any:
+def shard(*modules: torch.nn.Module) -> None:
     try:
         from torch.distributed.fsdp import fully_shard  # which on CPUs needs torch 2.6
     except ImportError as error:
         raise Absent("fully_shard") from error
-    model = tiny.causal_lm()
     mesh = distributed.init_device_mesh("cpu", (distributed.get_world_size(),))
-    for layer in (*model.model.layers, model):
-        fully_shard(layer, mesh=mesh)
+    for module in modules:
+        fully_shard(module, mesh=mesh)
+
+
+@torch.no_grad()
+def sharded(rank: int, folder: Path) -> Any:
+    model = tiny.causal_lm()
+    shard(*model.model.layers, model)
     logits = model(input_ids=ids(rank)).logits.tolist()
     return logits, model.generate(ids(rank), max_new_tokens=4, min_new_tokens=4, synced_gpus=True).tolist()
+
+
+@torch.no_grad()
+def sharded_own(rank: int, folder: Path) -> Any:
+    """torch gives the instance another class, before or after `eval()`."""
+    before, after = tiny.seeded(Rate).eval(), tiny.seeded(Rate)
+    shard(before, after)
+    return [model(torch.ones(2, 4)).tolist() for model in (before, after.eval())]
 
 
 def synchronized(rank: int, folder: Path) -> Any:
@@ -161,6 +173,7 @@ ROWS: dict[str, Callable[[int, Path], Any]] = {
     "compiled": compiled,
     "flat sharded": flat_sharded,
     "sharded": sharded,
+    "sharded own": sharded_own,
     "synchronized": synchronized,
     "tensor parallel": tensor_parallel,
     "stages": stages,
