@@ -156,7 +156,7 @@ def test_points_have_the_rank_but_for_those_of_the_host(row: list[dict[str, Any]
         of_process = {
             name: points for name, points in rank["points"].items() if name.startswith(("gen_ai.", "process."))
         }
-        assert {"gen_ai.client.operation.duration", "process.memory.usage"} <= set(of_process)
+        assert "gen_ai.client.operation.duration" in of_process
         assert {point["inferspan.rank"] for points in of_process.values() for point in points} == {number}
 
 
