@@ -1,7 +1,7 @@
 """The libraries' own tests, without Inferspan and with it: what ends otherwise is named, and is a bug of ours.
 
     python scripts/library_suites.py accelerate peft transformers
-    INFERSPAN_LAYERS=transformer python scripts/library_suites.py transformers
+    INFERSPAN_LAYERS= python scripts/library_suites.py transformers
 
 Takes the tests from the source distribution of the very version that is installed, and runs them in two processes one
 after the other, the second with `-p support.instrumented`. Tests that need a model hub fail alike in both. A test that
@@ -38,6 +38,8 @@ class Suite:
     arguments: tuple[str, ...] = ()
     missing: dict[str, str] = field(default_factory=dict)
     """What the tests import and the source distribution lacks: file and content."""
+    settings: dict[str, str] = field(default_factory=dict)
+    """Of Inferspan, where the environment does not say otherwise."""
 
 
 SUITES = {
@@ -49,6 +51,12 @@ SUITES = {
                 *("accelerator", "data_loader", "compile", "utils", "optimizer", "scheduler", "state_checkpointing"),
             )
         ),
+        # its tests put hardly a model in eval()
+        settings={
+            "INFERSPAN_MODULES": "eval,ModelForTest,BiggerModelForTest,NestedModelForTest,ModelWithTiedWeights,"
+            "RegressionModel,RegionalCompilationModel,DummyModel",
+            "INFERSPAN_LAYERS": "1",
+        },
     ),
     "peft": Suite(
         tuple(
@@ -62,6 +70,7 @@ SUITES = {
             "VBLoRA or GraLoRA or GLoRA or RandLora or TinyLoRA or UniLora or VeLoRA or Conv1d or Conv3d or Groups))",
         ),
         missing={"tests/__init__.py": ""},
+        settings={"INFERSPAN_LAYERS": "1"},
     ),
     "transformers": Suite(
         ("tests/test_families.py", "tests/test_monkey_patching.py", "tests/test_image_transforms.py"),
@@ -71,6 +80,7 @@ SUITES = {
             "tests/exporters/test_export.py": "class ExportTesterMixin:\n    pass\n",
             "tests/generation/test_utils.py": "class GenerationTesterMixin:\n    pass\n",
         },
+        settings={"INFERSPAN_LAYERS": "transformer"},
     ),
 }
 
@@ -94,15 +104,19 @@ def run(library: str, at: Path, instrumented: bool, tests: tuple[str, ...], argu
     """How each test ended, by name."""
     log, outcomes = (at.parent / f"{library}-{'on' if instrumented else 'off'}.{kind}" for kind in ("log", "json"))
     outcomes.unlink(missing_ok=True)
-    environment = os.environ | {
-        "HF_HUB_OFFLINE": "1",
-        "TRANSFORMERS_OFFLINE": "1",
-        "OMP_NUM_THREADS": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-        "PYTHONPATH": os.pathsep.join(
-            (str(ROOT / "src"), str(ROOT / "tests"), str(at), os.environ.get("PYTHONPATH", ""))
-        ),
-    }
+    environment = (
+        SUITES[library].settings
+        | os.environ
+        | {
+            "HF_HUB_OFFLINE": "1",
+            "TRANSFORMERS_OFFLINE": "1",
+            "OMP_NUM_THREADS": "1",
+            "TOKENIZERS_PARALLELISM": "false",
+            "PYTHONPATH": os.pathsep.join(
+                (str(ROOT / "src"), str(ROOT / "tests"), str(at), os.environ.get("PYTHONPATH", ""))
+            ),
+        }
+    )
     plugins = ["-p", "support.outcomes", *(["-p", "support.instrumented"] if instrumented else [])]
     command = [sys.executable, "-m", "pytest", "-q", "--rootdir", str(at), "-o", "addopts=", "-o", "filterwarnings="]
     command += ["-o", "faulthandler_timeout=600", "-p", "no:cacheprovider", *plugins, "--outcomes", str(outcomes)]
@@ -140,7 +154,7 @@ def compare(library: str, folder: Path) -> bool:
     seen = {name: (f"{off.get(name)}, with us {on.get(name)}", {off.get(name)}, {on.get(name)}) for name in differing}
     for _ in range(AGAIN if differing else 0):
         for way, instrumented in ((1, False), (2, True)):
-            again = run(library, at, instrumented, differing, ())
+            again = run(library, at, instrumented, tuple({name.split(" subtest: ")[0] for name in differing}), ())
             for name in differing:
                 seen[name][way].add(again.get(name))
     unsteady = [name for name in differing if seen[name][1] & seen[name][2]]

@@ -41,6 +41,10 @@ def _generating() -> Subject:
     return Subject(tasks._text_generation(), tiny.SENTENCES[0], max_new_tokens=4, do_sample=False)
 
 
+def _tokenizing() -> Subject:
+    return Subject(tiny.word_tokenizer(), list(tiny.SENTENCES[:2]))
+
+
 def _mlp() -> Subject:
     return Subject(mlp.seeded(), FEATURES)
 
@@ -53,6 +57,7 @@ BERT = Target("bert", _bert)
 LLAMA = Target("llama", _llama)
 PIPELINE = Target("pipeline", _classifying)
 GENERATOR = Target("text-generation", _generating)
+TOKENIZER = Target("tokenizer", _tokenizing)
 MODULE = Target("module", _mlp)
 BY_HAND = Target("by-hand", _mlp, by_hand={"name": "mlp"})
 LAYERS = Target("layers", _bert, settings={"layers": "transformer"}, spans=3)
@@ -73,6 +78,7 @@ ALL = (*MODULES, *CAUSAL, PIPELINE)
 PICKLED = ("forward", "__call__", "eval")
 PIPED = ("preprocess", "_forward", "forward", "postprocess", "__call__")
 CALLED = ("forward", "__call__", "eval", "state_dict")
+TOKENIZES = ("__call__", "encode", "decode", "batch_decode", "apply_chat_template")
 GENERATES = ("generate", "forward", "__call__")
 
 # fmt: off
@@ -112,12 +118,15 @@ TABLE = [
     Row("bound methods saved",        checks.bound_methods_saved(*PICKLED),              MODULES),
     Row("generate saved",             checks.bound_methods_saved(*GENERATES[::-1]),      CAUSAL),
     Row("pipeline's methods saved",   checks.bound_methods_saved(*PIPED[::-1]),          (PIPELINE,)),
+    Row("tokenizer's methods saved",  checks.bound_methods_saved(*TOKENIZES),            (TOKENIZER,)),
     Row("share_memory",               checks.shared,                                     ALL, "fork"),
     Row("DataLoader, fork",           checks.loaded_by("fork"),                          ALL, "fork"),
-    Row("DataLoader, spawn",          checks.loaded_by("spawn"),                         (BERT, MODULE, PIPELINE)),
+    Row("DataLoader, spawn",          checks.loaded_by("spawn"),                         (MODULE, PIPELINE)),
     Row("DataLoader, forkserver",     checks.loaded_by("forkserver"),                    (MODULE,), "forkserver"),
+    Row("pipeline's worker, fork",    checks.piped_by("fork"),                           (PIPELINE,), "fork"),
+    Row("pipeline's worker, spawn",   checks.piped_by("spawn"),                          (PIPELINE,)),
     Row("pool, fork",                 checks.pooled_by("fork"),                          ALL, "fork"),
-    Row("pool, spawn",                checks.pooled_by("spawn"),                         (MODULE, PIPELINE)),
+    Row("pool, spawn",                checks.pooled_by("spawn"),                         (MODULE,)),
     Row("pool, forkserver",           checks.pooled_by("forkserver"),                    (MODULE,), "forkserver"),
     # changed by other libraries
     Row("accelerate, cpu_offload",    checks.offloaded,                                  MODULES, "accelerate"),
@@ -143,18 +152,19 @@ TABLE = [
     Row("generate, beams",            checks.generated(num_beams=2),                     CAUSAL),
     Row("the program's error",        checks.failed,                                     ALL),
     # looked at
-    Row("what a class shows",         checks.looked_at,                                  ALL),
-    Row("help()",                     checks.helped,                                     ALL),
+    Row("what a class shows",         checks.looked_at,                                  (*ALL, TOKENIZER)),
+    Row("help()",                     checks.helped,                                     (*ALL, TOKENIZER)),
     Row("methods",                    checks.methods(*CALLED),                           MODULES),
     Row("generate's methods",         checks.methods(*GENERATES),                        CAUSAL),
     Row("pipeline's methods",         checks.methods(*PIPED),                            (PIPELINE, GENERATOR)),
+    Row("tokenizer's methods",        checks.methods(*TOKENIZES),                        (TOKENIZER,)),
     Row("isinstance",                 checks.is_what_it_is,                              ALL),
     Row("freed",                      checks.freed,                                      ALL),
     Row("freed after an error",       checks.freed_after_an_error,                       ALL),
     Row("freed after compiling",      checks.freed_after_compiling,                      MODULES),
     # subclasses
-    Row("subclass made after",        checks.subclassed,                                 (*MODULES, *CAUSAL)),
-    Row("subclass made before",       checks.subclassed_before,                          (*MODULES, *CAUSAL)),
+    Row("subclass made after",        checks.subclassed,                                 ALL),
+    Row("subclass made before",       checks.subclassed_before,                          ALL),
     # other instrumentations on the same methods
     Row("wrapt first",                checks.other_first("wrapt"),                       (GENERATOR,)),
     Row("wrapt last",                 checks.other_last("wrapt"),                        (GENERATOR,)),

@@ -41,7 +41,7 @@ WAIT_S = 120
 
 
 class Subject:
-    """A model (a module, or a pipeline), and what to call it with."""
+    """A model (a module, a pipeline, a tokenizer), and what to call it with."""
 
     def __init__(self, model: Any, *args: Any, **kwargs: Any) -> None:
         self.model, self.args, self.kwargs = model, args, kwargs
@@ -52,9 +52,9 @@ class Subject:
             return plain((self.model if model is None else model)(*self.args, **self.kwargs))
 
     @property
-    def root(self) -> torch.nn.Module:
-        """The module that is called: a pipeline's model."""
-        return self.model if isinstance(self.model, torch.nn.Module) else self.model.model
+    def root(self) -> Any:
+        """The module that is called: a pipeline's model; ``None`` of a tokenizer."""
+        return self.model if isinstance(self.model, torch.nn.Module) else getattr(self.model, "model", None)
 
     def parameters(self, model: Any = None) -> dict[str, torch.Tensor]:
         return dict((model or self.root).named_parameters())
@@ -351,6 +351,32 @@ def loaded_by(method: str) -> Check:
             _Called(subject), num_workers=1, multiprocessing_context=method, timeout=WAIT_S, collate_fn=_first
         )
         return here, list(loader)
+
+    return check
+
+
+class _Texts(torch.utils.data.Dataset):  # type: ignore[type-arg]
+    def __init__(self, texts: list[str]) -> None:
+        self.texts = texts
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def __getitem__(self, index: int) -> str:
+        return self.texts[index]
+
+
+def piped_by(method: str) -> Check:
+    """A pipeline that preprocesses in a worker of its own."""
+
+    def check(subject: Subject) -> Any:
+        before = multiprocessing.get_start_method(allow_none=True)
+        multiprocessing.set_start_method(method, force=True)
+        try:
+            items = subject.model(_Texts(subject.args[0]), num_workers=1)
+            return type(items).__name__, len(items), list(items)
+        finally:
+            multiprocessing.set_start_method(before, force=True)
 
     return check
 

@@ -1,12 +1,10 @@
-"""A pytest plugin that writes down how each test ended: ``-p support.outcomes --outcomes FILE``."""
+"""A pytest plugin that writes down how each test and subtest ended: ``-p support.outcomes --outcomes FILE``."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 from typing import Any
-
-import pytest
 
 _WORST = {"passed": 0, "skipped": 1, "failed": 2}
 
@@ -19,16 +17,18 @@ class _Outcomes:
     def __init__(self) -> None:
         self.found: dict[str, str] = {}
 
-    @pytest.hookimpl(wrapper=True)
-    def pytest_runtest_makereport(self, item: Any, call: Any) -> Any:
-        report = yield
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        subtest = getattr(report, "context", None)
+        name = (
+            report.nodeid if subtest is None else f"{report.nodeid} subtest: {subtest.msg or ''} {dict(subtest.kwargs)}"
+        )
         outcome = report.outcome
         if report.failed:
-            outcome = f"failed: {call.excinfo.typename}"
-        known = self.found.get(item.nodeid, "passed")
+            crash = getattr(report.longrepr, "reprcrash", None)
+            outcome = f"failed: {str(getattr(crash, 'message', '')).partition(':')[0]}"
+        known = self.found.get(name, "passed")
         if _WORST[outcome.partition(":")[0]] >= _WORST[known.partition(":")[0]]:
-            self.found[item.nodeid] = outcome
-        return report
+            self.found[name] = outcome
 
     def pytest_collectreport(self, report: Any) -> None:
         if report.failed:

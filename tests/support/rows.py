@@ -68,7 +68,8 @@ def _done(row: Row, target: Target, recorder: Recorder | None) -> Any:
             recorder.instrument(**target.settings)
 
     def see(subject: Subject) -> None:
-        subject.root.eval()
+        if subject.root is not None:
+            subject.root.eval()
         if recorder is not None:
             _see(subject, target)
 

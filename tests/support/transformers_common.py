@@ -105,7 +105,10 @@ class ViTTest(ModelTesterMixin, unittest.TestCase):
     def setUp(self) -> None:
         patches = (SIDE // 2) ** 2 + 1
         self.model_tester = _Tester(
-            lambda: transformers.ViTConfig(image_size=SIDE, patch_size=2, **_SHAPE), _image, seq_length=patches
+            lambda: transformers.ViTConfig(image_size=SIDE, patch_size=2, **_SHAPE),
+            _image,
+            seq_length=patches,
+            num_masks=4,
         )
 
 
@@ -119,7 +122,7 @@ class WhisperTest(ModelTesterMixin, unittest.TestCase):
         heads = {"encoder_attention_heads": 4, "decoder_attention_heads": 4, "encoder_ffn_dim": 37}
         places = {"decoder_ffn_dim": 37, "max_source_positions": FRAMES // 2, "max_target_positions": 64}
         ids = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 2}
-        lengths = {"encoder_seq_length": FRAMES // 2, "decoder_seq_length": LENGTH}
+        lengths = {"encoder_seq_length": FRAMES // 2, "decoder_seq_length": LENGTH, "is_training": False}
         self.model_tester = _Tester(
             lambda: transformers.WhisperConfig(**sizes, **heads, **places, **ids), _speech, **lengths
         )
