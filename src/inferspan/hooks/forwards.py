@@ -99,16 +99,27 @@ def guard(cls: Any, patches: Patches, *, every: bool = False) -> None:
     is_compiling = torch.compiler.is_dynamo_compiling
     in_compiled_code = _in_compiled_code(torch)
 
+    active = scope.ACTIVE.get
+
+    # Spelled out in both, since a call of ours would take as long as all of it, and be compiled where it may not.
     def make(original: Callable[..., Any]) -> Callable[..., Any]:
         def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
-            if is_compiling() or not (every or id(self) in _watched) or in_compiled_code():
+            if is_compiling() or not (every or id(self) in _watched):
+                return original(self, *args, **kwargs)
+            if (
+                type(phase := active()) is Phase and phase.layers is None and (phase.in_model or phase.generation)
+            ) or in_compiled_code():
                 return original(self, *args, **kwargs)
             return call(partial(original, self), self, args, kwargs, every)
 
         return _prepare(__call__, cls, every)  # type: ignore[no-any-return]
 
     def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if is_compiling() or not (every or id(self) in _watched) or in_compiled_code():
+        if is_compiling() or not (every or id(self) in _watched):
+            return super(cls, self).__call__(*args, **kwargs)
+        if (
+            type(phase := active()) is Phase and phase.layers is None and (phase.in_model or phase.generation)
+        ) or in_compiled_code():
             return super(cls, self).__call__(*args, **kwargs)
         # super() is asked anew at each call: torch.fx and others replace nn.Module.__call__ for a while
         return call(super(cls, self).__call__, self, args, kwargs, every)
