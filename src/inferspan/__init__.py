@@ -3,8 +3,9 @@
     import inferspan
     inferspan.instrument()
 
-From then on every Hugging Face pipeline call, ``generate()``, tokenizer call and model forward is a trace with its
-phases, and the same facts are metrics, through the OpenTelemetry providers that the program has set.
+From then on every Hugging Face pipeline call, ``generate()``, tokenizer call and model forward, and every call of a
+torch module that is put in ``eval()``, is a trace with its phases, and the same facts are metrics, through the
+OpenTelemetry providers that the program has set.
 ``opentelemetry-instrument python serve.py`` does the same without a line of code.
 
 Public is what this module lists, the entry points, the command line, the settings (``inferspan.config``) and the
@@ -14,10 +15,19 @@ emitted names (``inferspan.semconv``); every other module may change without not
 from typing import Any
 
 from inferspan.faults import InferspanWarning
+from inferspan.hooks.modules import instrument_module
 from inferspan.inference.block import inference
 from inferspan.version import __version__
 
-__all__ = ["InferspanWarning", "__version__", "force_flush", "inference", "instrument", "uninstrument"]
+__all__ = [
+    "InferspanWarning",
+    "__version__",
+    "force_flush",
+    "inference",
+    "instrument",
+    "instrument_module",
+    "uninstrument",
+]
 
 
 def instrument(**settings: Any) -> None:

@@ -20,10 +20,11 @@ from typing import Any
 from inferspan.faults import warn
 from inferspan.semconv import LATEST
 
-HOOKS = ("pipelines", "generation", "continuous_batching", "tokenizers", "models", "loading")
+HOOKS = ("pipelines", "generation", "continuous_batching", "tokenizers", "models", "modules", "loading")
 MEASURES = ("gpu_time", "memory", "flops", "energy", "leaks", "compiles")
 HOST_ALLOCATIONS = "host_allocations"
 DEVICE_DETAILS = ("slow", "gpm", "xid")
+RANKS_MAX = 65536
 CONTENT_MODES = ("NO_CONTENT", "SPAN_ONLY", "EVENT_ONLY", "SPAN_AND_EVENT")
 
 
@@ -32,6 +33,7 @@ class Settings:
     """The settings of one ``instrument()``; the meaning of each is in ``SETTINGS``."""
 
     hooks: frozenset[str] = frozenset(HOOKS)
+    modules: frozenset[str] = frozenset({"eval"})
     capture_content: str = "NO_CONTENT"
     content_length: int = 4096
     local_model_name: str = "basename"
@@ -43,12 +45,16 @@ class Settings:
     process_stats: bool = True
     measure: frozenset[str] = frozenset(MEASURES)
     gpu_timers_max: int = 2048
+    layers: str = ""
+    layers_every: int = 1
+    layers_max: int = 128
     flush_timeout: float = 30.0
     latest_conventions: bool = False
     devices: str = "auto"
     devices_detail: frozenset[str] = frozenset()
     devices_interval: float = 1.0
     devices_lock: str = ""
+    ranks: frozenset[int] = frozenset()
 
     @property
     def content_on_spans(self) -> bool:
@@ -79,6 +85,10 @@ def _names(known: tuple[str, ...]) -> Callable[[str], frozenset[str]]:
         return frozenset(names)
 
     return parse
+
+
+def _list(text: str) -> frozenset[str]:
+    return frozenset(filter(None, map(str.strip, text.split(","))))
 
 
 def _content_mode(text: str) -> str:
@@ -125,6 +135,17 @@ def _seconds(low: float, high: float) -> Callable[[str], float]:
     return parse
 
 
+def _ranks(text: str) -> frozenset[int]:
+    ranks: set[int] = set()
+    for part in filter(str.strip, text.split(",")):
+        first, _, last = part.partition("-")
+        low, high = int(first), int(last or first)
+        if not 0 <= low <= high < RANKS_MAX:
+            raise ValueError(text)
+        ranks.update(range(low, high + 1))
+    return frozenset(ranks)
+
+
 def _opted_in(text: str) -> bool:
     return text.strip().lower() == "true" or LATEST in {word.strip() for word in text.split(",")}
 
@@ -133,7 +154,11 @@ def _opted_in(text: str) -> bool:
 SETTINGS: tuple[Setting, ...] = (
     Setting("hooks", "INFERSPAN_HOOKS", _names(HOOKS), "comma list of " + ", ".join(HOOKS),
         "Which parts of the libraries are instrumented. Leave out `models` to have no spans for models called directly "
-        "(evaluation loops), `tokenizers` to have none for tokenizers called directly"),
+        "(evaluation loops), `modules` to have none for plain torch modules, `tokenizers` to have none for tokenizers "
+        "called directly"),
+    Setting("modules", "INFERSPAN_MODULES", _list, "comma list of `eval` and names of classes",
+        "Which plain torch modules are models: with `eval` those that are put in `eval()` by themselves, scripted and "
+        "exported ones; each instance of a class, by its name or `module.Class` (docs/modules.md)"),
     Setting("capture_content", "OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT", _content_mode,
         ", ".join(CONTENT_MODES),
         "Whether prompts, completions, stop strings and exception messages are recorded, and where"),
@@ -159,6 +184,14 @@ SETTINGS: tuple[Setting, ...] = (
         "default `host_allocations`, Python's own by phase: `tracemalloc` slows the whole program down"),
     Setting("gpu_timers_max", "INFERSPAN_GPU_TIMERS_MAX", _integer(0, 100000), "0 to 100000",
         "Phases that may be timed on one GPU at once, with up to three events each; beyond it GPU time is absent"),
+    Setting("layers", "INFERSPAN_LAYERS", str.strip, "`transformer`, a depth, or comma list of patterns",
+        "Layers that are recorded apart, one span each for all of their calls in an inference: `transformer` finds the "
+        "repeated blocks of a model, a number takes the modules at that depth, a pattern (`*.mlp`) those named like "
+        "it (docs/modules.md). Empty: none"),
+    Setting("layers_every", "INFERSPAN_LAYERS_EVERY", _integer(1, 1000000), "1 to 1000000",
+        "Layers are recorded in one of so many inferences of a model, counted among those whose trace is recorded"),
+    Setting("layers_max", "INFERSPAN_LAYERS_MAX", _integer(1, 10000), "1 to 10000",
+        "Layers of one model that are recorded; the rest is left out, with a warning"),
     Setting("flush_timeout", "INFERSPAN_FLUSH_TIMEOUT", _seconds(0, 3600), "0 to 3600 seconds",
         "How long exit, `uninstrument()` and the providers' own flush may wait for finished inferences to be told"),
     Setting("latest_conventions", "OTEL_SEMCONV_STABILITY_OPT_IN", _opted_in,
@@ -178,6 +211,9 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("devices_lock", "INFERSPAN_DEVICES_LOCK", str.strip, "a path",
         "File by which the processes of a host agree on who reports; empty: `inferspan-devices.lock` in the folder for "
         "temporary files. Put it on a shared volume where containers share GPUs"),
+    Setting("ranks", "INFERSPAN_RANKS", _ranks, f"comma list of ranks and ranges such as 0,4-7, below {RANKS_MAX}",
+        "Of a distributed run, the processes that record inferences; empty: all. `0` where the ranks compute one "
+        "inference together (docs/distributed.md)"),
 )
 # fmt: on
 

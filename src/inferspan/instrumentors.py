@@ -16,6 +16,8 @@ from inferspan.telemetry.reporter import Reporter
 
 # What is measured by hooks of its own, whichever libraries are instrumented.
 _NEEDED = {"gpu_time": "graphs", "compiles": "compilation"}
+# What may be asked for by name of a module, whatever the settings say.
+_ON_REQUEST = {"modules_by_hand", "layers", "parallel"}
 _PROVIDERS = ("tracer_provider", "meter_provider", "logger_provider")
 _lock = threading.RLock()
 
@@ -55,7 +57,7 @@ class InferspanInstrumentor(BaseInstrumentor):  # type: ignore[misc]  # its modu
         reporter = Reporter(settings, **providers)
         InferspanInstrumentor._reporter = reporter
         scope.connect(reporter)
-        needed = {hook for measure, hook in _NEEDED.items() if measure in settings.measure}
+        needed = {hook for measure, hook in _NEEDED.items() if measure in settings.measure} | _ON_REQUEST
         hooks.install(settings.hooks | needed)
 
     def _uninstrument(self, **kwargs: Any) -> None:

@@ -205,6 +205,9 @@ DEVICE = _attribute("inferspan.device", "string", "Device of the model's input: 
 INPUT_DEVICE = _attribute("inferspan.input.device", "string",
     "Device of the ids handed to `decode`: off the host, the span includes the copy and the wait for it",
     absent="on the host")
+RANK = _attribute("inferspan.rank", "int",
+    "Rank of this process in a distributed run, over all hosts: on root spans, and on the points of all metrics but "
+    "those of devices and host", absent="it is the only process")
 
 # -- what it did to the accelerator and to memory (docs/measurements.md) --------------------------------------------
 
@@ -247,7 +250,7 @@ MEMORY_FRAGMENTATION = _attribute("inferspan.memory.fragmentation", "double",
     absent="as before")
 MEMORY_ACTIVATIONS = _attribute("inferspan.memory.activations", "int",
     "Peak - before - KV cache: what the forward itself needed at once", unit="By",
-    absent="the peak is not exact, or other inferences ran meanwhile")
+    absent="the peak is not exact, other inferences ran meanwhile, or the model is on several devices")
 MEMORY_SHARED = _attribute("inferspan.memory.shared", "boolean",
     "true where other inferences ran meanwhile: the readings of memory are of all of them", absent="it ran alone")
 KV_CACHE_SIZE = _attribute("inferspan.kv_cache.size", "int",
@@ -298,6 +301,24 @@ GROWTH = _attribute("inferspan.memory.growth", "double", "Bytes that each infere
 GROWN = _attribute("inferspan.memory.grown", "int", "Bytes by which memory has grown in the window", unit="By")
 WINDOW = _attribute("inferspan.memory.window", "int", "Inferences in the window", unit="{inference}")
 
+# -- its layers, where they are asked for (docs/modules.md) --------------------------------------------------------
+
+LAYER_NAME = _attribute("inferspan.layer.name", "string", "Name of the module in its model: `model.layers.7`")
+LAYER_PART = _attribute("inferspan.layer.part", "string",
+    "`attention`, `mlp`, or `rest`: what is neither, and all of a layer whose parts are not told apart")
+LAYER_ATTENTION_TIME = _attribute("inferspan.layer.attention.time", "double",
+    "Host time in the layer's attention, summed over its calls", unit="s", absent="not told apart")
+LAYER_MLP_TIME = _attribute("inferspan.layer.mlp.time", "double", "The same, in what else has weights", unit="s",
+    absent="not told apart")
+LAYER_ATTENTION_GPU_TIME = _attribute("inferspan.layer.attention.gpu_time", "double",
+    "Time on the accelerator in the layer's attention, summed over its calls", unit="s",
+    absent="as GPU time, or not told apart")
+LAYER_MLP_GPU_TIME = _attribute("inferspan.layer.mlp.gpu_time", "double", "The same, in what else has weights",
+    unit="s", absent="as before")
+LAYER_MEMORY = _attribute("inferspan.layer.memory", "int",
+    "Bytes that the layer's first call left on the device: its output; in a generation the prompt's keys and values "
+    "too", unit="By", absent="not on a device with an allocator that counts")
+
 # -- the model: on its `load` span, and on the first inference of the instance ------------------------------------
 
 MODEL_CLASS = _attribute("inferspan.model.class", "string", "Class of the model")
@@ -311,6 +332,8 @@ MODEL_QUANTIZATION = _attribute("inferspan.model.quantization", "string", "Quant
     absent="not quantized")
 MODEL_ATTENTION = _attribute("inferspan.model.attention", "string", "Attention implementation: `sdpa`, `eager`, …",
     absent="not known")
+WORLD_SIZE = _attribute("inferspan.world_size", "int", "Processes of the distributed run", unit="{process}",
+    absent="it is the only process")
 LOAD_TIME = _attribute("inferspan.load.time", "double", "How long `from_pretrained` took, on the cold inference",
     unit="s", absent="not loaded by from_pretrained, or warm")
 
@@ -395,6 +418,9 @@ DETOKENIZE = _span("detokenize",
     "From the model's output to the caller's result, for text; or a tokenizer's decode called directly",
     "the inference, or whatever is current")
 POSTPROCESS = _span("postprocess", "The same for images, audio and video", "the inference")
+LAYER = _span("layer {inferspan.layer.name}",
+    "A layer, where layers are asked for: from its first call in the inference to the end of its last. Of several "
+    "calls `inferspan.phase.time` is the sum", "forward; the inference where there was more than one forward")
 LOAD = _span("load {gen_ai.request.model}", "`from_pretrained` of a model", "whatever is current")
 
 # -- metrics -----------------------------------------------------------------------------------------------------
@@ -490,6 +516,12 @@ COMPILE_DURATION = _metric("inferspan.compile.duration", "histogram", "s",
     "Time that torch.compile took in one inference that compiled", OPERATION_NAME, REQUEST_MODEL, buckets=_LOAD)
 RECOMPILES = _metric("inferspan.compile.recompiles", "counter", "{recompile}",
     "Graphs that torch compiled anew, since a guard of the first failed", OPERATION_NAME, REQUEST_MODEL)
+LAYER_CALLS = _metric("inferspan.layer.calls", "counter", "{call}",
+    "Calls of one layer, in the inferences whose layers were recorded", REQUEST_MODEL, LAYER_NAME)
+LAYER_TIME = _metric("inferspan.layer.time", "counter", "s", "Host time of its parts, which add up to the layer",
+    REQUEST_MODEL, LAYER_NAME, LAYER_PART)
+LAYER_GPU_TIME = _metric("inferspan.layer.gpu.time", "counter", "s",
+    "The same on the accelerator; only of layers whose calls were all timed", REQUEST_MODEL, LAYER_NAME, LAYER_PART)
 DROPPED = _metric("inferspan.overhead.dropped", "counter", "{record}",
     "Children and records that were left out, by reason", DROP_REASON)
 

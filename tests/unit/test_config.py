@@ -15,14 +15,18 @@ from inferspan.inference import scope
 from inferspan.instrumentors import InferspanInstrumentor
 from support.recorder import Recorder
 
-HOOKS_ALLOWED = "comma list of pipelines, generation, continuous_batching, tokenizers, models, loading"
+HOOKS_ALLOWED = "comma list of pipelines, generation, continuous_batching, tokenizers, models, modules, loading"
 MEASURE_ALLOWED = "comma list of gpu_time, memory, flops, energy, leaks, compiles, host_allocations"
-HOOKS_DEFAULT = "continuous_batching,generation,loading,models,pipelines,tokenizers"
+RANKS_ALLOWED = "comma list of ranks and ranges such as 0,4-7, below 65536"
+HOOKS_DEFAULT = "continuous_batching,generation,loading,models,modules,pipelines,tokenizers"
 CONTENT = "OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT"
 OPT_IN = "OTEL_SEMCONV_STABILITY_OPT_IN"
 
+ANY_TEXT = ("INFERSPAN_DEVICES_LOCK", "INFERSPAN_LAYERS", "INFERSPAN_MODULES")
+
 DEFAULTS = {
     "hooks": frozenset(HOOKS),
+    "modules": frozenset({"eval"}),
     "capture_content": "NO_CONTENT",
     "content_length": 4096,
     "local_model_name": "basename",
@@ -34,18 +38,24 @@ DEFAULTS = {
     "process_stats": True,
     "measure": frozenset(MEASURES),
     "gpu_timers_max": 2048,
+    "layers": "",
+    "layers_every": 1,
+    "layers_max": 128,
     "flush_timeout": 30.0,
     "latest_conventions": False,
     "devices": "auto",
     "devices_detail": frozenset(),
     "devices_interval": 1.0,
     "devices_lock": "",
+    "ranks": frozenset(),
 }
 
 # Variable, text, field, value. At least one for each row of SETTINGS.
 TAKEN = [
     ("INFERSPAN_HOOKS", " pipelines , models ", "hooks", frozenset({"pipelines", "models"})),
     ("INFERSPAN_HOOKS", ",", "hooks", frozenset()),
+    ("INFERSPAN_MODULES", "eval, shop.models.Ranker", "modules", frozenset({"eval", "shop.models.Ranker"})),
+    ("INFERSPAN_MODULES", ",", "modules", frozenset()),
     (CONTENT, "span_only", "capture_content", "SPAN_ONLY"),
     (CONTENT, "NO_CONTENT", "capture_content", "NO_CONTENT"),
     (CONTENT, " EVENT_ONLY ", "capture_content", "EVENT_ONLY"),
@@ -66,6 +76,11 @@ TAKEN = [
     ("INFERSPAN_MEASURE", "flops, host_allocations", "measure", frozenset({"flops", "host_allocations"})),
     ("INFERSPAN_MEASURE", ",", "measure", frozenset()),
     ("INFERSPAN_GPU_TIMERS_MAX", "0", "gpu_timers_max", 0),
+    ("INFERSPAN_LAYERS", " transformer ", "layers", "transformer"),
+    ("INFERSPAN_LAYERS_EVERY", "1", "layers_every", 1),
+    ("INFERSPAN_LAYERS_EVERY", "1000000", "layers_every", 1_000_000),
+    ("INFERSPAN_LAYERS_MAX", "1", "layers_max", 1),
+    ("INFERSPAN_LAYERS_MAX", "10000", "layers_max", 10_000),
     ("INFERSPAN_FLUSH_TIMEOUT", "0", "flush_timeout", 0.0),
     ("INFERSPAN_FLUSH_TIMEOUT", "2.5", "flush_timeout", 2.5),
     ("INFERSPAN_FLUSH_TIMEOUT", "3600", "flush_timeout", 3600.0),
@@ -77,6 +92,9 @@ TAKEN = [
     ("INFERSPAN_DEVICES_INTERVAL", "0.5", "devices_interval", 0.5),
     ("INFERSPAN_DEVICES_INTERVAL", "60", "devices_interval", 60.0),
     ("INFERSPAN_DEVICES_LOCK", "/run/gpu.lock", "devices_lock", "/run/gpu.lock"),
+    ("INFERSPAN_RANKS", "0", "ranks", frozenset({0})),
+    ("INFERSPAN_RANKS", " 0 , 4-6,65535", "ranks", frozenset({0, 4, 5, 6, 65535})),
+    ("INFERSPAN_RANKS", ",", "ranks", frozenset()),
 ]
 
 # Variable, text, what is allowed, what is used instead. OTEL_SEMCONV_STABILITY_OPT_IN is shared with other
@@ -97,6 +115,8 @@ REFUSED = [
     ("INFERSPAN_PROCESS_STATS", "yes", "true, false", "True"),
     ("INFERSPAN_MEASURE", "flop", MEASURE_ALLOWED, "'compiles,energy,flops,gpu_time,leaks,memory'"),
     ("INFERSPAN_GPU_TIMERS_MAX", "100001", "0 to 100000", "2048"),
+    ("INFERSPAN_LAYERS_EVERY", "0", "1 to 1000000", "1"),
+    ("INFERSPAN_LAYERS_MAX", "0", "1 to 10000", "128"),
     ("INFERSPAN_FLUSH_TIMEOUT", "-1", "0 to 3600 seconds", "30.0"),
     ("INFERSPAN_FLUSH_TIMEOUT", "3601", "0 to 3600 seconds", "30.0"),
     ("INFERSPAN_FLUSH_TIMEOUT", "nan", "0 to 3600 seconds", "30.0"),
@@ -105,6 +125,10 @@ REFUSED = [
     ("INFERSPAN_DEVICES", "sometimes", "auto, always, never", "'auto'"),
     ("INFERSPAN_DEVICES_DETAIL", "fast", "comma list of slow, gpm, xid", "''"),
     ("INFERSPAN_DEVICES_INTERVAL", "0.1", "0.5 to 60 seconds", "1.0"),
+    ("INFERSPAN_RANKS", "first", RANKS_ALLOWED, "''"),
+    ("INFERSPAN_RANKS", "4-0", RANKS_ALLOWED, "''"),
+    ("INFERSPAN_RANKS", "-1", RANKS_ALLOWED, "''"),
+    ("INFERSPAN_RANKS", "0-65536", RANKS_ALLOWED, "''"),
 ]
 
 # Keyword, value, the setting. At least one for each row of SETTINGS.
@@ -112,6 +136,8 @@ KEYWORDS_TAKEN = [
     ("hooks", ["models"], frozenset({"models"})),
     ("hooks", frozenset(), frozenset()),
     ("hooks", "models,loading", frozenset({"models", "loading"})),
+    ("modules", ["eval", "Ranker"], frozenset({"eval", "Ranker"})),
+    ("modules", (), frozenset()),
     ("capture_content", "SPAN_ONLY", "SPAN_ONLY"),
     ("content_length", 10, 10),
     ("content_length", "10", 10),
@@ -125,6 +151,9 @@ KEYWORDS_TAKEN = [
     ("process_stats", False, False),
     ("measure", ["flops"], frozenset({"flops"})),
     ("gpu_timers_max", 5, 5),
+    ("layers", 2, "2"),
+    ("layers_every", 100, 100),
+    ("layers_max", 6, 6),
     ("flush_timeout", 1, 1.0),
     ("flush_timeout", 0.25, 0.25),
     ("latest_conventions", True, True),
@@ -133,6 +162,10 @@ KEYWORDS_TAKEN = [
     ("devices_detail", ["gpm"], frozenset({"gpm"})),
     ("devices_interval", 2, 2.0),
     ("devices_lock", "x", "x"),
+    ("ranks", 0, frozenset({0})),
+    ("ranks", [0, 3], frozenset({0, 3})),
+    ("ranks", (), frozenset()),
+    ("ranks", "0-2", frozenset({0, 1, 2})),
 ]
 
 KEYWORDS_REFUSED = [
@@ -157,7 +190,11 @@ KEYWORDS_REFUSED = [
     ("metrics", None),
     ("process_stats", 0),
     ("measure", ["flop"]),
+    ("modules", True),
     ("gpu_timers_max", -1),
+    ("layers", True),
+    ("layers_every", 0),
+    ("layers_max", 0),
     ("flush_timeout", True),
     ("flush_timeout", float("nan")),
     ("latest_conventions", 1),
@@ -165,6 +202,9 @@ KEYWORDS_REFUSED = [
     ("devices_detail", ["fast"]),
     ("devices_interval", 0.1),
     ("devices_lock", True),
+    ("ranks", True),
+    ("ranks", -1),
+    ("ranks", None),
 ]
 
 
@@ -198,7 +238,7 @@ def test_tables_of_this_file_cover_every_row() -> None:
     fields = {setting.field for setting in SETTINGS}
 
     assert {row[0] for row in TAKEN} == variables
-    assert {row[0] for row in REFUSED} == variables - {OPT_IN, "INFERSPAN_DEVICES_LOCK"}  # any text is a path
+    assert {row[0] for row in REFUSED} == variables - {OPT_IN, *ANY_TEXT}
     assert {row[0] for row in KEYWORDS_TAKEN} == fields == set(DEFAULTS)
     assert {row[0] for row in KEYWORDS_REFUSED} == fields
 
@@ -400,11 +440,16 @@ def test_environment_variable_module_lists_only_names_of_our_own() -> None:
         "OTEL_INFERSPAN_FLUSH_TIMEOUT",
         "OTEL_INFERSPAN_GPU_TIMERS_MAX",
         "OTEL_INFERSPAN_HOOKS",
+        "OTEL_INFERSPAN_LAYERS",
+        "OTEL_INFERSPAN_LAYERS_EVERY",
+        "OTEL_INFERSPAN_LAYERS_MAX",
         "OTEL_INFERSPAN_LOCAL_MODEL_NAME",
         "OTEL_INFERSPAN_MEASURE",
         "OTEL_INFERSPAN_METRICS",
         "OTEL_INFERSPAN_MODELS_MAX",
+        "OTEL_INFERSPAN_MODULES",
         "OTEL_INFERSPAN_PROCESS_STATS",
         "OTEL_INFERSPAN_QUEUE_MAX",
+        "OTEL_INFERSPAN_RANKS",
         "OTEL_INFERSPAN_TOKEN_POINTS_MAX",
     ]

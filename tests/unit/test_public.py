@@ -38,6 +38,7 @@ def test_package_exports() -> None:
         "force_flush",
         "inference",
         "instrument",
+        "instrument_module",
         "uninstrument",
     ]
     assert [name for name in inferspan.__all__ if not hasattr(inferspan, name)] == []
@@ -49,6 +50,7 @@ def test_package_exports() -> None:
         pytest.param("instrument", "(**settings)", id="instrument"),
         pytest.param("uninstrument", "()", id="uninstrument"),
         pytest.param("force_flush", "(timeout_s=30.0)", id="force_flush"),
+        pytest.param("instrument_module", "(module, *, name=None, layers=None)", id="instrument_module"),
         pytest.param("inference", "(name, *, model=None, operation=None)", id="inference"),
     ],
 )
@@ -98,6 +100,7 @@ def test_extras(project: dict[str, Any]) -> None:
 def test_settings_and_their_variables() -> None:
     assert {setting.field: config.variables(setting) for setting in config.SETTINGS} == {
         "hooks": ("INFERSPAN_HOOKS", "OTEL_INFERSPAN_HOOKS"),
+        "modules": ("INFERSPAN_MODULES", "OTEL_INFERSPAN_MODULES"),
         "capture_content": ("OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT",),
         "content_length": ("INFERSPAN_CONTENT_LENGTH", "OTEL_INFERSPAN_CONTENT_LENGTH"),
         "local_model_name": ("INFERSPAN_LOCAL_MODEL_NAME", "OTEL_INFERSPAN_LOCAL_MODEL_NAME"),
@@ -109,12 +112,16 @@ def test_settings_and_their_variables() -> None:
         "process_stats": ("INFERSPAN_PROCESS_STATS", "OTEL_INFERSPAN_PROCESS_STATS"),
         "measure": ("INFERSPAN_MEASURE", "OTEL_INFERSPAN_MEASURE"),
         "gpu_timers_max": ("INFERSPAN_GPU_TIMERS_MAX", "OTEL_INFERSPAN_GPU_TIMERS_MAX"),
+        "layers": ("INFERSPAN_LAYERS", "OTEL_INFERSPAN_LAYERS"),
+        "layers_every": ("INFERSPAN_LAYERS_EVERY", "OTEL_INFERSPAN_LAYERS_EVERY"),
+        "layers_max": ("INFERSPAN_LAYERS_MAX", "OTEL_INFERSPAN_LAYERS_MAX"),
         "flush_timeout": ("INFERSPAN_FLUSH_TIMEOUT", "OTEL_INFERSPAN_FLUSH_TIMEOUT"),
         "latest_conventions": ("OTEL_SEMCONV_STABILITY_OPT_IN",),
         "devices": ("INFERSPAN_DEVICES", "OTEL_INFERSPAN_DEVICES"),
         "devices_detail": ("INFERSPAN_DEVICES_DETAIL", "OTEL_INFERSPAN_DEVICES_DETAIL"),
         "devices_interval": ("INFERSPAN_DEVICES_INTERVAL", "OTEL_INFERSPAN_DEVICES_INTERVAL"),
         "devices_lock": ("INFERSPAN_DEVICES_LOCK", "OTEL_INFERSPAN_DEVICES_LOCK"),
+        "ranks": ("INFERSPAN_RANKS", "OTEL_INFERSPAN_RANKS"),
     }
 
 

@@ -47,6 +47,7 @@ from inferspan import faults, semconv
 _TRACES_MAX = 128
 _SPANS_MAX = 4096
 _DRAWN_MAX = 8192
+_LAYERS_MAX = 8
 
 _WIDTH_UNKNOWN = 100
 _WIDTH_PIPED_MAX = 120
@@ -392,10 +393,45 @@ def _rows(part: _Part, surface: _Surface) -> Iterator[_Row]:
             list(_figures(node, surface)),
         )
         below = below[-_PREFIX_MAX:]
-        for child in reversed(node.children):
-            is_last = child is node.children[-1]
+        children = _folded(node.children)
+        for child in reversed(children):
+            is_last = child is children[-1]
             here, under = (glyphs.last, "   ") if is_last else (glyphs.branch, glyphs.pipe)
             stack.append((below + here, below + under, child))
+
+
+def _folded(children: list[_Node]) -> list[_Node]:
+    """Of many layers those that took longest, and the others as one."""
+    layers = sorted((node for node in children if semconv.LAYER_NAME in node.attributes), key=_layer_time)
+    others = layers[:-_LAYERS_MAX]
+    if not others:
+        return children
+    sums: dict[str, float] = {}
+    for name in (semconv.PHASE_CALLS, semconv.GPU_TIME, *_PARTS.values()):
+        values = [value for node in others if (value := _number(node.attributes, name)) is not None]
+        if len(values) == len(others):
+            sums[name] = sum(values)
+    folded = _Node(
+        trace_id=others[0].trace_id,
+        span_id=_NO_SPAN,
+        parent_id=others[0].parent_id,
+        remote=False,
+        name=f"{len(others)} other layers",
+        start_ns=min(map(_start, others)),
+        end_ns=max(node.end_ns or 0 for node in others),
+        failed=False,
+        attributes={**sums, semconv.PHASE_TIME: sum(map(_layer_time, others))},
+    )
+    gone = set(map(id, others))
+    return sorted([folded, *(node for node in children if id(node) not in gone)], key=_start)
+
+
+def _layer_time(node: _Node) -> float:
+    for name in (semconv.GPU_TIME, semconv.PHASE_TIME):
+        seconds = _number(node.attributes, name)
+        if seconds is not None:
+            return seconds
+    return ((node.end_ns or 0) - _start(node)) / 1e9
 
 
 @dataclass(frozen=True, slots=True)
@@ -499,6 +535,12 @@ _COUNTS = {
     semconv.PHASE_CALLS: "{} calls",
     semconv.CHILDREN_DROPPED: "{} children dropped",
 }
+_PARTS = {
+    "attention on GPU": semconv.LAYER_ATTENTION_GPU_TIME,
+    "MLP on GPU": semconv.LAYER_MLP_GPU_TIME,
+    "attention": semconv.LAYER_ATTENTION_TIME,
+    "MLP": semconv.LAYER_MLP_TIME,
+}
 _FLAGS = {semconv.COLD: "cold", semconv.ABANDONED: "abandoned", semconv.CANCELLED: "cancelled"}
 
 
@@ -528,6 +570,10 @@ def _measured(node: _Node, surface: _Surface) -> Iterator[str]:
     gpu_s = _number(facts, semconv.GPU_TIME)
     if gpu_s is not None:
         yield f"GPU {_time(gpu_s, surface)}"
+    for word, name in _PARTS.items():
+        seconds = _number(facts, name)
+        if seconds is not None and (gpu_s is None) == (not word.endswith("GPU")):
+            yield f"{word.removesuffix(' on GPU')} {_time(seconds, surface)}"
     flops = _number(facts, semconv.FLOPS)
     host_s = None if node.start_ns is None or node.end_ns is None else (node.end_ns - node.start_ns) / 1e9
     is_whole = semconv.OPERATION_NAME in facts and node.children  # tokenization is in its time

@@ -22,8 +22,11 @@ from inferspan.hooks import (
     continuous_batching,
     generation,
     graphs,
+    layers,
     loading,
     models,
+    modules,
+    parallel,
     pipelines,
     tokenizers,
 )
@@ -37,6 +40,10 @@ _TABLE: Mapping[str, Mapping[str, Install]] = {
     "continuous_batching": continuous_batching.MODULES,
     "tokenizers": tokenizers.MODULES,
     "models": models.MODULES,
+    "modules": modules.MODULES,
+    "modules_by_hand": modules.BY_HAND,
+    "parallel": parallel.MODULES,
+    "layers": layers.MODULES,
     "loading": loading.MODULES,
     "graphs": graphs.MODULES,
     "compilation": compilation.MODULES,
@@ -53,8 +60,8 @@ def install(enabled: frozenset[str]) -> None:
     """Patch what is imported already, now, and the rest when the program imports it."""
     global _patches, _enabled
     _patches, _enabled = Patches(), enabled
-    for hook, modules in _TABLE.items():
-        for module_name, function in modules.items():
+    for hook, installs in _TABLE.items():
+        for module_name, function in installs.items():
             _await(hook, module_name, function)
 
 

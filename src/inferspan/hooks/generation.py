@@ -25,7 +25,7 @@ from opentelemetry.context import Context
 from inferspan import faults, semconv
 from inferspan.hooks.patches import Patches
 from inferspan.inference import scope
-from inferspan.inference.model import device_of, id_set
+from inferspan.inference.model import id_set
 from inferspan.inference.record import Inference, Phase
 from inferspan.measure import flops, tokens
 from inferspan.measure.generation import Decoded, Generation
@@ -261,7 +261,7 @@ def _note_batch(phase: Phase, model: Any, args: tuple[Any, ...], kwargs: dict[st
             phase.set(semconv.BATCH_SIZE, batch.rows)
             phase.set(semconv.SEQUENCE_LENGTH, batch.length)
             inference.set(semconv.DEVICE, batch.device)
-        scope.measure(phase, device_of(model, None if batch is None else batch.device))
+        scope.measure(phase, model, None if batch is None else batch.device)
     except Exception:  # noqa: BLE001
         faults.note("generation.batch")
 

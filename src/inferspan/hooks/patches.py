@@ -18,10 +18,12 @@ _MISSING: Any = object()
 
 
 class Patches:
-    """What was replaced, so that it can be undone. Classes are referred to weakly."""
+    """What was replaced, so that it can be undone. Classes and replacements are referred to weakly: a class that the
+    program drops goes, though its replaced methods know it. The original stays with its replacement."""
 
     def __init__(self) -> None:
-        self._done: list[tuple[weakref.ref[type | ModuleType], str, Any, Any]] = []
+        self._done: list[tuple[weakref.ref[type | ModuleType], str, weakref.ref[Any]]] = []
+        self._at_undo: list[Callable[[], None]] = []
         self._lock = threading.Lock()
 
     def wrap(
@@ -35,7 +37,7 @@ class Patches:
             original = vars(owner).get(name, _MISSING)
             if original is _MISSING or is_ours(original):
                 return
-            self._set(owner, name, original, _mark(functools.wraps(original)(make(original))))
+            self._set(owner, name, original, functools.wraps(original)(make(original)))
 
     def wrap_classmethod(
         self, owner: type, name: str, make: Callable[[Callable[..., Any]], Callable[..., Any]]
@@ -45,8 +47,8 @@ class Patches:
             original = vars(owner).get(name, _MISSING)
             if not isinstance(original, classmethod) or is_ours(original.__func__):
                 return
-            function = original.__func__
-            self._set(owner, name, original, classmethod(_mark(functools.wraps(function)(make(function)))))
+            function = functools.wraps(original.__func__)(make(original.__func__))
+            self._set(owner, name, original, function, classmethod)
 
     def wrap_property_setter(self, owner: type, name: str, make: Callable[[Any], Callable[..., None]]) -> None:
         """The same for the setter of a property."""
@@ -54,32 +56,59 @@ class Patches:
             original = vars(owner).get(name, _MISSING)
             if not isinstance(original, property) or original.fset is None or is_ours(original.fset):
                 return
-            setter = _mark(functools.wraps(original.fset)(make(original.fset)))
-            self._set(owner, name, original, original.setter(setter))
+            self._set(owner, name, original, functools.wraps(original.fset)(make(original.fset)), original.setter)
 
-    def define(self, owner: type, name: str, function: Callable[..., Any]) -> None:
-        """Give ``owner`` a method that it so far inherits."""
+    def define(
+        self, owner: type, name: str, function: Callable[..., Any], bind: Callable[[Any], Any] = lambda it: it
+    ) -> None:
+        """Give ``owner`` a method that it so far inherits; ``bind`` is ``classmethod`` for one of the class."""
         with self._lock:
             original = vars(owner).get(name, _MISSING)
             if original is _MISSING:
-                self._set(owner, name, original, _mark(function))
+                self._set(owner, name, original, function, bind)
+
+    def at_undo(self, function: Callable[[], None]) -> None:
+        """Call this, too, when all is undone."""
+        self._at_undo.append(function)
 
     def undo(self) -> None:
         """Put the originals back, by identity. What somebody else has wrapped over ours stays, and passes through."""
         with self._lock:
             while self._done:
-                reference, name, original, replacement = self._done.pop()
-                owner = reference()
-                if owner is None or vars(owner).get(name) is not replacement:
-                    continue
-                if original is _MISSING:
-                    delattr(owner, name)
-                else:
-                    setattr(owner, name, original)
+                self._put_back(*self._done.pop())
+            while self._at_undo:
+                self._at_undo.pop()()
 
-    def _set(self, owner: type | ModuleType, name: str, original: Any, replacement: Any) -> None:
-        setattr(owner, name, replacement)
-        self._done.append((weakref.ref(owner), name, original, replacement))
+    def undo_of(self, owner: type, name: str) -> None:
+        """The same for one of them."""
+        with self._lock:
+            for done in [done for done in self._done if done[0]() is owner and done[1] == name]:
+                self._done.remove(done)
+                self._put_back(*done)
+
+    def _set(
+        self,
+        owner: type | ModuleType,
+        name: str,
+        original: Any,
+        function: Any,
+        bind: Callable[[Any], Any] = lambda it: it,
+    ) -> None:
+        # The mark is the function itself, since functools.wraps copies the attributes of what it wraps.
+        function._inferspan_wrapper = function
+        function._inferspan_original = original
+        setattr(owner, name, bind(function))
+        self._done.append((weakref.ref(owner), name, weakref.ref(function)))
+
+    @staticmethod
+    def _put_back(owner: weakref.ref[Any], name: str, function: weakref.ref[Any]) -> None:
+        where, replacement = owner(), function()
+        if where is None or replacement is None or _function(vars(where).get(name)) is not replacement:
+            return
+        if replacement._inferspan_original is _MISSING:
+            delattr(where, name)
+        else:
+            setattr(where, name, replacement._inferspan_original)
 
 
 def is_ours(function: Any) -> bool:
@@ -87,7 +116,8 @@ def is_ours(function: Any) -> bool:
     return getattr(function, "_inferspan_wrapper", None) is function
 
 
-def _mark(function: Any) -> Any:
-    # The mark is the function itself, since functools.wraps copies the attributes of what it wraps.
-    function._inferspan_wrapper = function
-    return function
+def _function(attribute: Any) -> Any:
+    """The plain function behind a method, class method or property as the class has it."""
+    if isinstance(attribute, property):
+        return attribute.fset
+    return attribute.__func__ if isinstance(attribute, classmethod) else attribute

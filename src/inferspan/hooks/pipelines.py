@@ -26,7 +26,6 @@ from inferspan.hooks.generation import count_output
 from inferspan.hooks.patches import Patches
 from inferspan.inference import content, scope
 from inferspan.inference.error import type_name
-from inferspan.inference.model import device_of
 from inferspan.inference.record import Inference, Phase
 from inferspan.measure import tokens
 
@@ -252,7 +251,7 @@ def _note_batch(phase: Phase, pipeline: Any, inputs: Any) -> None:
         if semconv.DEVICE not in inference.attributes:
             device = getattr(pipeline, "device", None)
             inference.set(semconv.DEVICE, None if device is None else str(device))
-        scope.measure(phase, device_of(getattr(pipeline, "model", None), inference.attributes.get(semconv.DEVICE)))
+        scope.measure(phase, getattr(pipeline, "model", None), inference.attributes.get(semconv.DEVICE))
     except Exception:  # noqa: BLE001
         faults.note("pipelines.batch")
 

@@ -33,7 +33,11 @@ def failure_of(error: BaseException, *, with_message: bool, message_length: int)
 
 def type_name(error: BaseException) -> str:
     """Class of the exception as ``error.type`` wants it."""
-    cls = type(error)
+    return name_of(type(error))
+
+
+def name_of(cls: type[BaseException]) -> str:
+    """The same of the class alone."""
     return cls.__qualname__ if cls.__module__ == "builtins" else f"{cls.__module__}.{cls.__qualname__}"
 
 

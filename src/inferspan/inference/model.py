@@ -13,7 +13,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from inferspan import faults, semconv
-from inferspan.measure.flops import Inventory, take_inventory
+from inferspan.inference import distributed
+from inferspan.measure.flops import Inventory, class_of, take_inventory
 
 _SNAPSHOT = re.compile(r"models--(?P<id>[^/\\]+)[/\\]snapshots[/\\](?P<revision>[0-9a-f]{7,64})")
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -76,6 +77,11 @@ class ModelFacts:
             self.start_attributes[operation] = found
         return found
 
+    def rename(self, name: str) -> None:
+        """Call it otherwise, from the next inference on."""
+        self.name = name
+        self.start_attributes = {}
+
     def take_cold(self) -> bool | None:
         """True for the first caller only; ``None`` where nothing tells."""
         was = self.cold
@@ -122,7 +128,7 @@ def display_name(source: str, fallback: str, local_name: str) -> tuple[str, str 
 def describe(model: Any, facts: ModelFacts) -> dict[str, Any]:
     """The model's own facts, for its ``load`` span or its first inference. Takes about a millisecond."""
     config = getattr(model, "config", None)
-    attributes: dict[str, Any] = {semconv.MODEL_CLASS: type(model).__name__}
+    attributes: dict[str, Any] = {semconv.MODEL_CLASS: _class_name(model)}
     attributes[semconv.MODEL_TYPE] = _text(getattr(config, "model_type", None))
     attributes[semconv.MODEL_REVISION] = facts.revision
     attributes[semconv.MODEL_PARAMETERS] = _call(model, "num_parameters")
@@ -130,17 +136,25 @@ def describe(model: Any, facts: ModelFacts) -> dict[str, Any]:
     attributes[semconv.MODEL_DTYPE] = _dtype(model)
     attributes[semconv.MODEL_QUANTIZATION] = _quantization(config)
     attributes[semconv.MODEL_ATTENTION] = _text(getattr(config, "_attn_implementation", None))
+    attributes[semconv.WORLD_SIZE] = distributed.world_size()
     return {name: value for name, value in attributes.items() if value is not None}
 
 
 def _read(model: Any, local_name: str) -> ModelFacts:
     config = getattr(model, "config", None)
     source = getattr(config, "_name_or_path", None) or getattr(model, "name_or_path", None) or ""
-    name, revision = display_name(str(source), type(model).__name__, local_name)
+    name, revision = display_name(str(source), _class_name(model), local_name)
     is_huggingface = any(base.__module__.partition(".")[0] == "transformers" for base in type(model).__mro__)
     facts = ModelFacts(name, semconv.HUGGINGFACE if is_huggingface else None)
     facts.revision = revision or _text(getattr(config, "_commit_hash", None))
     return facts
+
+
+def _class_name(model: Any) -> str:
+    cls = class_of(model)
+    if cls.__module__.startswith("torch.jit."):  # what was scripted or traced remembers its class
+        return _text(getattr(model, "original_name", None)) or cls.__name__
+    return cls.__name__
 
 
 def device_of(model: Any, of_input: str | None) -> str | None:

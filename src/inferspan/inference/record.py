@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from inferspan.measure.compilation import Compiles
     from inferspan.measure.flops import Inventory, Work
     from inferspan.measure.generation import Generation
+    from inferspan.measure.layers import Layers
     from inferspan.measure.out_of_memory import OutOfMemory
     from inferspan.measure.tokens import Batch
 
@@ -44,7 +45,7 @@ class Phase:
 
     One that ``is_measured`` is a forward. ``watch`` times it on the device; ``works`` is what its models were called
     with, ``None`` where FLOPs are not counted; ``in_model`` while one of them runs, so that a model inside it does not
-    count again.
+    count again. ``layers`` records its model's layers, where they are asked for.
     """
 
     __slots__ = (
@@ -58,6 +59,7 @@ class Phase:
         "in_model",
         "inference",
         "is_measured",
+        "layers",
         "name",
         "start_ns",
         "watch",
@@ -80,6 +82,7 @@ class Phase:
         self.watch: Stopwatch | None = None
         self.works: list[tuple[Inventory, Work]] | None = None
         self.in_model = False
+        self.layers: Layers | None = None
         self.host: host_allocations.Mark | None = None
 
     def set(self, name: str, value: Any) -> None:
@@ -154,6 +157,7 @@ class Inference:
         self.memory_after: Memory | None = None
         self.out_of_memory: OutOfMemory | None = None
         self.compiles: Compiles | None = None
+        self.layers: Layers | None = None
         self.serial = 0
         self.is_alone = False
         self.open_after = 0
@@ -214,7 +218,7 @@ class Inference:
 
     def drop_phases(self) -> int:
         """Keep none of the phases; how many there were."""
-        dropped, self.phases = self.phases, []
+        dropped, self.phases, self.layers = self.phases, [], None
         self.phases_dropped += len(dropped)
         for phase in dropped:
             add_parts(self.totals, parts_of(phase))

@@ -26,8 +26,9 @@ from opentelemetry.trace import get_current_span, set_span_in_context
 
 from inferspan import faults
 from inferspan.config import HOST_ALLOCATIONS
+from inferspan.inference import distributed
 from inferspan.inference.error import Failure, failure_of, type_name
-from inferspan.inference.model import ModelFacts, describe, facts_of
+from inferspan.inference.model import ModelFacts, describe, device_of, facts_of
 from inferspan.inference.record import Inference, Lone, Phase
 from inferspan.measure import accelerator, flops, host_allocations
 from inferspan.measure.out_of_memory import out_of_memory
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from opentelemetry.trace import Span
 
     from inferspan.config import Settings
+    from inferspan.measure.layers import Layers
 
 Entered = tuple[Token[Context], Token["Inference | Phase | None"]]
 
@@ -79,6 +81,7 @@ def connect(sink: Sink | None) -> None:
         host_allocations.start()
     elif sink is None:
         host_allocations.stop()
+    distributed.read_environment()
     _sink = sink
 
 
@@ -94,7 +97,10 @@ def open_count() -> int:
 
 def may_open() -> bool:
     """Whether a hook that meets no inference should open one here and now."""
-    return _sink is not None and is_instrumentation_enabled()
+    sink = _sink
+    if sink is None or not is_instrumentation_enabled():
+        return False
+    return not sink.settings.ranks or distributed.is_one_of(sink.settings.ranks)
 
 
 def model_facts(model: Any) -> ModelFacts:
@@ -120,7 +126,8 @@ def open_inference(
         parent: context to take the parent from, by default the current one.
     """
     sink = _sink
-    if sink is None or not is_instrumentation_enabled():
+    # a replica of DataParallel runs in a thread, without a context: its inference is that of the whole
+    if sink is None or not may_open() or "_is_replica" in getattr(model, "__dict__", ()):
         return None
     try:
         if name is None:
@@ -151,8 +158,13 @@ def _count_company(inference: Inference) -> None:
     inference.is_alone = len(_open) == 1  # for now: close() looks whether another one began
 
 
-def measure(phase: Phase, device: str | None) -> None:
-    """Begin to measure what a forward does, on ``device`` as torch writes it. :meth:`Inference.end` ends it."""
+layers_of: Callable[[Inference, Any], Layers | None] | None = None
+"""Finds what records a model's layers in a forward. Set by :mod:`inferspan.hooks.layers`."""
+
+
+def measure(phase: Phase, model: Any, device: str | None) -> None:
+    """Begin to measure what a forward of ``model`` does, on ``device`` as torch writes it. :meth:`Inference.end` ends
+    it."""
     inference, sink = phase.inference, _sink
     if inference is None or sink is None:
         return
@@ -161,7 +173,9 @@ def measure(phase: Phase, device: str | None) -> None:
         phase.is_measured = True
         if "flops" in wanted:
             phase.works = []
-        found = accelerator.of(device)
+        if layers_of is not None:
+            phase.layers = layers_of(inference, model)
+        found = accelerator.of(device_of(model, device))
         if found is None:
             return
         if inference.accelerator is None:

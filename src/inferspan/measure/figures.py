@@ -222,7 +222,7 @@ def _memory_attributes(before: Memory, after: Memory, inference: Inference, figu
         found[semconv.MEMORY_PEAK] = upper
         found[semconv.MEMORY_PEAK_EXACT] = None if exact else False
         found[semconv.MEMORY_PEAK_LEAST] = None if exact else least
-        if exact and inference.is_alone:
+        if exact and inference.is_alone and (inference.model is None or inference.model.devices == 1):
             found[semconv.MEMORY_ACTIVATIONS] = max(0, least - before.allocated - (figures.kv_bytes or 0))
     return found
 

@@ -63,11 +63,19 @@ def read_batch(inputs: Any, pad_id: int | None = None) -> Batch | None:
     return None
 
 
-def read_tensor(tensor: Any) -> Batch | None:
-    """The batch in a model's first positional argument."""
+def read_call(args: tuple[Any, ...], kwargs: Mapping[str, Any], *, has_ids: bool) -> Batch | None:
+    """The batch in the arguments of a model: what transformers' names tell, else its first tensor. ``has_ids``: one
+    that looks like token ids without being named so is taken for them."""
+    found = (read_tensor(value, has_ids) for value in (*args, *kwargs.values()))
+    named = read_batch(kwargs) or read_batch(args[0] if args else None)
+    return named or next(filter(None, found), None)
+
+
+def read_tensor(tensor: Any, has_ids: bool = True) -> Batch | None:
+    """The batch in one argument of a model, that has no name."""
     if not _is_tensor(tensor) or len(tensor.shape) < 1:
         return None
-    if are_ids(tensor):
+    if has_ids and are_ids(tensor):
         return _read_ids(tensor, None, None)
     return Batch(rows=int(tensor.shape[0]), device=str(tensor.device))
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from opentelemetry.metrics import CallbackOptions, Observation
 
 from inferspan import semconv
+from inferspan.inference import distributed
 
 if TYPE_CHECKING:
     from opentelemetry.metrics import Meter
@@ -34,4 +35,7 @@ def create(meter: Meter, settings: Settings, current: Callable[[], Sampler | Non
 def _observe(current: Callable[[], Sampler | None], name: str, options: CallbackOptions) -> Iterable[Observation]:
     sampler = current()
     snapshot = None if sampler is None else sampler.snapshot()
-    return [] if snapshot is None else [Observation(*point) for point in snapshot.points.get(name, ())]
+    # each process tells its own CPU and memory; a device or the host is told by whichever of them it falls to
+    place = distributed.attributes() if semconv.METRICS[name].source == "process" else {}
+    points = [] if snapshot is None else snapshot.points.get(name, ())
+    return [Observation(value, {**attributes, **place}) for value, attributes in points]

@@ -10,11 +10,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from inferspan import semconv
+from inferspan.inference import distributed
 from inferspan.measure.figures import Figures, failed_allocations, utilization
+from inferspan.telemetry.layers import layer_points
 from inferspan.telemetry.spans import time_per_output_token_s, time_to_first_token_ns
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from opentelemetry.context import Context
     from opentelemetry.metrics import Meter
@@ -51,6 +53,7 @@ class Points:
         self._model = _Bounded(settings.models_max)
         self._operation = _Bounded(_NAMES_MAX)
         self._phase = _Bounded(_NAMES_MAX)
+        self._layer = _Bounded(settings.layers_max)
         self._attributes: dict[tuple[str, str | None, str | None], tuple[dict[str, str], dict[str, str]]] = {}
         replaced = {m.replaces for m in semconv.METRICS.values() if m.replaces} if self._latest else set()
         self._instruments: dict[str, Any] = {}
@@ -85,6 +88,7 @@ class Points:
             self._add(semconv.PADDING_RATIOS, ratio, short, context)
         self._tokens(inference, common, with_error, context)
         self._measured(inference, figures, short, context)
+        self._layers(inference)
         self._memory(inference, figures, context)
         if not failed:
             self._generation(inference, common, short, context)
@@ -109,6 +113,12 @@ class Points:
         if compiles is not None:
             self._add(semconv.COMPILE_DURATION, compiles.seconds, short, context)
             self._add(semconv.RECOMPILES, compiles.recompiles, short, context)
+
+    def _layers(self, inference: Inference) -> None:
+        model = {} if inference.model is None else {semconv.REQUEST_MODEL: self._model(inference.model.name)}
+        for name, value, attributes in () if inference.layers is None else layer_points(inference.layers):
+            attributes[semconv.LAYER_NAME] = self._layer(attributes[semconv.LAYER_NAME])
+            self._add(name, value, {**model, **attributes}, None)
 
     def _memory(self, inference: Inference, figures: Figures, context: Context | None) -> None:
         attributes = {}
@@ -210,9 +220,10 @@ class Points:
                 self._attributes[key] = found
         return dict(found[0]), found[1]
 
-    def _add(self, name: str, value: float, attributes: dict[str, str], context: Context | None) -> None:
+    def _add(self, name: str, value: float, attributes: Mapping[str, str | int], context: Context | None) -> None:
         instrument = self._instruments.get(name)
         if instrument is not None:
+            attributes = {**attributes, **distributed.attributes()}
             kind = semconv.METRICS[name].instrument
             if kind == "histogram":
                 instrument.record(value, attributes, context)

@@ -12,7 +12,7 @@ from opentelemetry.metrics import CallbackOptions, Observation
 from inferspan import devices, faults, semconv
 from inferspan.devices.meter import Meter
 from inferspan.devices.nvml import Nvml
-from inferspan.inference import scope
+from inferspan.inference import distributed, scope
 from inferspan.inference.record import Inference, Lone
 from inferspan.measure import figures
 from inferspan.measure.figures import Figures, Growth
@@ -210,7 +210,7 @@ def _observe_active(options: CallbackOptions) -> Iterable[Observation]:
     if reporter is None:
         return
     reporter.drain(min(_COLLECT_TIMEOUT_S, reporter.settings.flush_timeout))
-    yield Observation(scope.open_count())
+    yield Observation(scope.open_count(), distributed.attributes())
 
 
 def _current_sampler() -> Sampler | None:

@@ -9,11 +9,13 @@ from opentelemetry.sdk.trace import Event
 from opentelemetry.trace import Status, StatusCode
 
 from inferspan import semconv
+from inferspan.inference import distributed
 from inferspan.inference.content import as_json, system_as_json
 from inferspan.measure.figures import Figures, attributes_of, fragmentation, part_attributes
+from inferspan.telemetry.layers import tell_layers
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from opentelemetry.context import Context
     from opentelemetry.trace import Span
@@ -53,6 +55,8 @@ def tell_inference(writer: TracerWriter, inference: Inference, figures: Figures,
                 parts = figures.phases[place] if figures.phases else {}
                 told = {name: part_attributes(inference, name, part) for name, part in parts.items()}
                 _tell_phase(writer, phase, inference.context, inference.unix_offset_ns, told)
+            if inference.layers is not None and not inference.layers.is_told:
+                tell_layers(writer, inference.layers, inference.unix_offset_ns, inference.context)
     finally:  # whatever a span processor does with the children
         writer.end(
             root, attributes, events, None if failure is None else Status(StatusCode.ERROR, failure.message), end_ns
@@ -63,7 +67,8 @@ def tell_lone(writer: TracerWriter, lone: Lone) -> None:
     """A phase that belongs to no inference."""
     if lone.model is not None:
         lone.phase.set(semconv.REQUEST_MODEL, lone.model)
-    _tell_phase(writer, lone.phase, lone.context, lone.unix_offset_ns, {})
+    place = {lone.phase.name: dict(distributed.attributes())}
+    _tell_phase(writer, lone.phase, lone.context, lone.unix_offset_ns, place)
 
 
 def time_to_first_token_ns(inference: Inference) -> int | None:
@@ -96,11 +101,13 @@ def _tell_phase(
     if phase.calls > 1:
         attributes[semconv.PHASE_CALLS] = phase.calls
         attributes[semconv.PHASE_TIME] = phase.busy_ns * _NS
-    generation, inside = phase.generation, None
-    if generation is not None:
-        inside = partial(_tell_generation, writer, generation, phase, offset_ns, measured)
+    below: list[Callable[[Context], None]] = []
+    if phase.generation is not None:
+        below.append(partial(_tell_generation, writer, phase.generation, phase, offset_ns, measured))
+    if phase.layers is not None and phase.layers.phases == 1:
+        below.append(partial(tell_layers, writer, phase.layers, offset_ns))
     start_ns, end_ns = phase.start_ns + offset_ns, phase.end_ns + offset_ns
-    writer.write(phase.name, context, attributes, start_ns, end_ns, phase.error, inside)
+    writer.write(phase.name, context, attributes, start_ns, end_ns, phase.error, below)
 
 
 def _tell_generation(
@@ -131,6 +138,7 @@ def _root_attributes(inference: Inference, figures: Figures, settings: Settings)
     whole = inference.whole
     found: dict[str, Any] = {
         **attributes_of(inference, figures),
+        **distributed.attributes(),
         semconv.GPU_PENDING: None if whole is None or whole.watch is None else whole.watch.is_pending,
         semconv.COMPILE_COUNT: None if compiles is None else compiles.count,
         semconv.COMPILE_TIME: None if compiles is None else compiles.seconds,

@@ -9,7 +9,7 @@ sampler gives children what their root got, and limits and the SDK's metrics of 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from opentelemetry.attributes import BoundedAttributes
@@ -87,13 +87,13 @@ class TracerWriter:
         start_ns: int,
         end_ns: int,
         error: str | None = None,
-        inside: Callable[[Context], None] | None = None,
+        below: Iterable[Callable[[Context], None]] = (),
     ) -> None:
-        """A whole span under what is current in ``context``; ``error`` is its ``error.type``, ``inside`` writes spans
-        below it."""
+        """A whole span under what is current in ``context``; ``error`` is its ``error.type``, ``below`` write
+        spans below it."""
         span = self._tracer.start_span(name, context, SpanKind.INTERNAL, attributes, start_time=start_ns)
-        if inside is not None:
-            inside(set_span_in_context(span, context))
+        for write in below:
+            write(set_span_in_context(span, context))
         if error is not None:
             span.set_attribute(semconv.ERROR_TYPE, error)
             span.set_status(_ERROR)
@@ -184,18 +184,18 @@ class DirectWriter(TracerWriter):
         start_ns: int,
         end_ns: int,
         error: str | None = None,
-        inside: Callable[[Context], None] | None = None,
+        below: Iterable[Callable[[Context], None]] = (),
     ) -> None:
         span = get_current_span(context)
         if not isinstance(span, (_Live, _Above)):  # of the sampler's decision here nothing is known
-            super().write(name, context, attributes, start_ns, end_ns, error, inside)
+            super().write(name, context, attributes, start_ns, end_ns, error, below)
             return
         parent = span.get_span_context()
         own = SpanContext(
             parent.trace_id, self._tracer.id_generator.generate_span_id(), False, parent.trace_flags, parent.trace_state
         )
-        if inside is not None:
-            inside(set_span_in_context(_Above(own), context))
+        for write in below:
+            write(set_span_in_context(_Above(own), context))
         if error is not None:
             attributes = {**attributes, semconv.ERROR_TYPE: error}
         self._give(

@@ -404,6 +404,36 @@ work  ████████████████████████�
     )
 
 
+def test_many_layers_are_drawn_as_the_slowest_and_the_others() -> None:
+    def layer(number: int, seconds: float) -> ReadableSpan:
+        parts = {"inferspan.layer.attention.time": seconds / 2, "inferspan.layer.mlp.time": seconds / 4}
+        facts = {"inferspan.layer.name": f"h.{number}", "inferspan.phase.calls": 3, "inferspan.phase.time": seconds}
+        return span(f"layer h.{number}", number + 3, 1, (number, 80 + number), {**facts, **parts})
+
+    spans = [
+        *(layer(number, 0.009 if number in (2, 5) else 0.008 if number > 5 else 0.004) for number in range(12)),
+        span("forward", 1, None, (0, 100)),
+    ]
+
+    assert (
+        drawn(spans, width=110)
+        == """\
+trace 4bf92f35… · 100.0 ms
+forward            ████████████████████████  100.0 ms
+├─ 4 other layers  ████████████████████▏      84.0 ms  attention 8.0 ms · MLP 4.0 ms · 12 calls · busy 16.0 ms
+├─ layer h.2       ▐██████████████████▋       80.0 ms  attention 4.5 ms · MLP 2.2 ms · 3 calls · busy 9.0 ms
+├─ layer h.5        ▐██████████████████▍      80.0 ms  attention 4.5 ms · MLP 2.2 ms · 3 calls · busy 9.0 ms
+├─ layer h.6        ▐██████████████████▋      80.0 ms  attention 4.0 ms · MLP 2.0 ms · 3 calls · busy 8.0 ms
+├─ layer h.7        ▐██████████████████▉      80.0 ms  attention 4.0 ms · MLP 2.0 ms · 3 calls · busy 8.0 ms
+├─ layer h.8        ▕███████████████████▏     80.0 ms  attention 4.0 ms · MLP 2.0 ms · 3 calls · busy 8.0 ms
+├─ layer h.9         ███████████████████▍     80.0 ms  attention 4.0 ms · MLP 2.0 ms · 3 calls · busy 8.0 ms
+├─ layer h.10        ▐██████████████████▋     80.0 ms  attention 4.0 ms · MLP 2.0 ms · 3 calls · busy 8.0 ms
+└─ layer h.11        ▐██████████████████▉     80.0 ms  attention 4.0 ms · MLP 2.0 ms · 3 calls · busy 8.0 ms
+
+"""
+    )
+
+
 def test_figures_on_a_narrow_terminal_go_on_below() -> None:
     assert (
         drawn(generation(), width=70)

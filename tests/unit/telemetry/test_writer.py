@@ -168,7 +168,7 @@ def written(
             {"a": 1},
             2,
             5,
-            inside=lambda below: writer.write("grandchild", below, {}, 3, 4, "ValueError"),
+            below=[lambda below: writer.write("grandchild", below, {}, 3, 4, "ValueError")],
         )
     told = {"asked": 1, "told": 2.5} if attributes is None else attributes
     writer.end(root, told, [Event("done", {"b": True}, 8)], status, 9)
