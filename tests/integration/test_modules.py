@@ -513,3 +513,26 @@ def test_module_copied_has_nothing_of_ours(copied: Callable[[Any], Any], recorde
     assert called(other.eval()) == [[1.0] * 4] * 2
     assert recorder.trees() == ["forward"]
     assert called(model) == plain
+
+
+class Loader:
+    """In place of torch's own in C++: a package takes minutes to compile."""
+
+    def get_call_spec(self) -> list[str]:
+        pytree = torch.utils._pytree
+        specs = (pytree.tree_flatten(value)[1] for value in (((ROWS,), {}), ROWS))
+        return [pytree.treespec_dumps(spec) for spec in specs]
+
+    def boxed_run(self, inputs: list[torch.Tensor]) -> list[torch.Tensor]:
+        return [inputs[0] * 3]
+
+
+def test_package_of_aot_inductor_gives_one_span(bare_recorder: Recorder) -> None:
+    package = pytest.importorskip("torch.export.pt2_archive._package", reason="from torch 2.8 on")
+    bare_recorder.instrument()
+    model = package.AOTICompiledModel(Loader())
+    assert called(model) == [[3.0] * 4] * 2
+    assert bare_recorder.trees() == ["forward"]
+    assert bare_recorder.attributes("forward")["inferspan.batch.size"] == 2
+    inferspan.uninstrument()
+    assert not is_ours(package.AOTICompiledModel.__call__)
