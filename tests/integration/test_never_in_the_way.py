@@ -49,11 +49,16 @@ def _mlp() -> Subject:
     return Subject(mlp.seeded(), FEATURES)
 
 
+def _eager() -> Subject:
+    return Subject(tiny.classifier(return_dict=False, attn_implementation="eager"), IDS, torch.ones_like(IDS))
+
+
 def _wide() -> Subject:
     return Subject(tiny.classifier(return_dict=False, hidden_size=128, intermediate_size=128), IDS)
 
 
 BERT = Target("bert", _bert)
+EAGER = Target("eager-bert", _eager)
 LLAMA = Target("llama", _llama)
 PIPELINE = Target("pipeline", _classifying)
 GENERATOR = Target("text-generation", _generating)
@@ -102,8 +107,8 @@ TABLE = [
     Row("jit.trace",                  checks.jit_traced,                                 MODULES),
     Row("jit.script",                 checks.jit_scripted,                               PLAIN),
     Row("fx.symbolic_trace",          checks.fx_traced,                                  PLAIN),
-    Row("make_fx",                    checks.fx_made,                                    MODULES),
-    Row("fake tensors",               checks.with_fake_tensors,                          MODULES),
+    Row("make_fx",                    checks.fx_made,                                    (EAGER, *PLAIN)),
+    Row("fake tensors",               checks.with_fake_tensors,                          (EAGER, *PLAIN)),
     Row("flop counter",               checks.flops_counted,                              ALL),
     Row("functional_call",            checks.called_functionally,                        (*MODULES, *CAUSAL)),
     Row("vmap",                       checks.mapped,                                     PLAIN),
@@ -137,6 +142,7 @@ TABLE = [
     Row("bitsandbytes, 8 bits",       checks.quantised_by_bitsandbytes(8),               WIDE, "bitsandbytes"),
     Row("bitsandbytes, 4 bits",       checks.quantised_by_bitsandbytes(4),               WIDE, "bitsandbytes"),
     Row("torchao",                    checks.quantised_by_torchao,                       MODULES, "torchao"),
+    Row("torchao, compiled",          checks.quantised_and_compiled,                     MODULES, "torchao torch>=2.5"),
     Row("quantize_dynamic",           checks.quantised_by_torch,                         MODULES),
     Row("parametrize",                checks.parametrised,                               MODULES),
     # trained

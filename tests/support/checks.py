@@ -481,10 +481,12 @@ def quantised_by_bitsandbytes(bits: int) -> Check:
     def check(subject: Subject) -> Any:
         import bitsandbytes  # noqa: F401
 
-        config = transformers.BitsAndBytesConfig(**{f"load_in_{bits}bit": True}, llm_int8_skip_modules=["classifier"])
+        own = {"load_in_8bit": True} if bits == 8 else {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
+        config = transformers.BitsAndBytesConfig(**own, llm_int8_skip_modules=["classifier"])
+        options = {"quantization_config": config, "device_map": "cpu", "dtype": torch.float32}
         with tempfile.TemporaryDirectory() as folder:
             subject.model.save_pretrained(folder)
-            model = type(subject.model).from_pretrained(folder, quantization_config=config, device_map="cpu").eval()
+            model = type(subject.model).from_pretrained(folder, **options).eval()
         kinds = sorted({type(module).__name__ for module in model.modules()})
         assert any(name.startswith("Linear") and name != "Linear" for name in kinds), kinds
         return subject(model), kinds
@@ -498,7 +500,11 @@ def quantised_by_torchao(subject: Subject) -> Any:
     quantize_(subject.model, Int8WeightOnlyConfig())
     types = sorted({type(each).__name__ for each in subject.model.parameters()})
     assert len(types) > 1, types
-    return subject(), types, counted(lambda: subject(torch.compile(subject.model, backend="eager")))
+    return subject(), types, subject(copy.deepcopy(subject.model))
+
+
+def quantised_and_compiled(subject: Subject) -> Any:
+    return quantised_by_torchao(subject), compiled("eager", fullgraph=True)(subject)
 
 
 def quantised_by_torch(subject: Subject) -> Any:
