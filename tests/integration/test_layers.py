@@ -255,6 +255,16 @@ def test_one_inference_of_so_many_has_layers(bare_recorder: Recorder) -> None:
     assert bare_recorder.trees() == [("forward", *BERT), "forward", "forward", ("forward", *BERT), ("forward", *BERT)]
 
 
+def test_inference_of_several_forwards_counts_once(bare_recorder: Recorder) -> None:
+    bare_recorder.instrument(layers="transformer", layers_every=2)
+    pipe = pipeline("text-classification", model=tiny.classifier(), tokenizer=tiny.word_tokenizer())
+    for _ in range(3):
+        pipe(["hello world"] * 3)
+    assert [BERT[0] in tree for tree in bare_recorder.trees()] == [True, False, True]
+    inferspan.force_flush()
+    assert bare_recorder.counts("inferspan.layer.calls", "inferspan.layer.name")["bert.encoder.layer.0"] == 6
+
+
 def test_trace_that_is_not_recorded_has_none() -> None:
     from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 

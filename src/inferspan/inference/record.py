@@ -158,6 +158,7 @@ class Inference:
         self.out_of_memory: OutOfMemory | None = None
         self.compiles: Compiles | None = None
         self.layers: Layers | None = None
+        self.has_layers: bool | None = None  # not decided
         self.serial = 0
         self.is_alone = False
         self.open_after = 0

@@ -92,7 +92,7 @@ class Layers:
         try:
             begun = self._begin(slot, module)
         except Exception:  # noqa: BLE001
-            faults.note("layers.begin")
+            faults.note("layers.call")
         error: BaseException | None = None
         start_ns = perf_counter_ns()
         try:
