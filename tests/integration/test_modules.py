@@ -35,6 +35,9 @@ FORWARD = {
 }
 
 
+FACTS = {"inferspan.model.class": "Net", "inferspan.model.parameters": 40, "inferspan.model.size": 160}
+
+
 class Block(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -108,7 +111,7 @@ def test_module_not_put_in_eval_gives_none(recorder: Recorder) -> None:
 
 def test_module_first_called_tells_itself(recorder: Recorder) -> None:
     called(Net().eval())
-    assert recorder.attributes("forward") == {**FORWARD, "inferspan.cold": True, "inferspan.model.class": "Net"}
+    assert recorder.attributes("forward") == {**FORWARD, "inferspan.cold": True, **FACTS}
 
 
 def test_module_given_whole_numbers_counts_no_tokens(recorder: Recorder) -> None:
@@ -416,7 +419,7 @@ def test_module_instrumented_by_hand_has_its_name_until_undone(recorder: Recorde
             **FORWARD,
             "gen_ai.request.model": "ranker",
             "inferspan.cold": True,
-            "inferspan.model.class": "Net",
+            **FACTS,
         }
         model(ROWS)  # trains
         called(Net())
