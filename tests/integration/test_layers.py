@@ -236,6 +236,13 @@ def test_layers_of_several_forwards_are_summed_under_the_root(transformer: Recor
     assert told(transformer, BERT[0])["inferspan.phase.calls"] == 3
 
 
+def test_layers_of_two_models_in_one_inference_stay_apart(transformer: Recorder) -> None:
+    with inferspan.inference("both"):
+        tiny.classifier()(IDS)
+        tiny.classifier()(IDS)
+    assert transformer.trees() == [("both", "forward", *BERT, "forward", *BERT)]
+
+
 def test_layer_in_which_the_model_fails_says_so(transformer: Recorder) -> None:
     model = tiny.causal_lm()
     model.model.layers[1].mlp.register_forward_hook(lambda *_: (_ for _ in ()).throw(MemoryError()))

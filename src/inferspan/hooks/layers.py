@@ -114,7 +114,7 @@ def _make_plan(model: Any, wanted: str, layers_max: int, patches: Patches) -> _P
     for name, layer in found:
         parts = _parts(layer) if wanted == TRANSFORMER else ()
         for part, module in ((WHOLE, layer), *parts):
-            plan.slots.setdefault(id(module), Slot(name, part))
+            plan.slots.setdefault(id(module), Slot(id(model), name, part))
             watch(module)
             guard(type(module), patches)
     return plan
