@@ -162,12 +162,17 @@ def compiled_before(subject: Subject) -> Generator[None, None, Any]:
     return first, subject(model), dict(torch._dynamo.utils.counters["stats"])
 
 
-def generated_compiled(subject: Subject) -> Any:
+def generated_compiled(fullgraph: bool) -> Check:
     """``generate`` with a static cache, whose steps are compiled."""
-    config = transformers.CompileConfig(backend="eager", mode=None, fullgraph=True, dynamic=None)
-    config._compile_all_devices = True
-    options = {"cache_implementation": "static", "compile_config": config, "disable_compile": False}
-    return counted(lambda: plain(subject.model.generate(*subject.args, max_new_tokens=4, do_sample=False, **options)))
+
+    def check(subject: Subject) -> Any:
+        config = transformers.CompileConfig(backend="eager", mode=None, fullgraph=fullgraph)
+        config._compile_all_devices = True
+        options = {"cache_implementation": "static", "compile_config": config, "disable_compile": False}
+        generate = subject.model.generate
+        return counted(lambda: plain(generate(*subject.args, max_new_tokens=4, do_sample=False, **options)))
+
+    return check
 
 
 # -- exported, traced, transformed -----------------------------------------------------------------------------------
