@@ -1,166 +1,159 @@
 """What watching modules costs: the guarded ``__call__`` where nothing is recorded, and records where layers are.
 
-    python benchmarks/layers.py [--rounds 20] [--layers 12] [--width 256]
+    python benchmarks/layers.py [--rounds 40]
 
-The first table is of one call of a module that does nothing, in nanoseconds over a call of a class that is not guarded:
-of an instance that nobody watches, and of one that is a layer in an inference that records none.
+The modules do nothing, so that the figures are the cost alone: divide by what a layer of your model takes. CPU time of
+the calling thread, torch on one thread; rounds take turns, and each figure is the least of them all, since the machine
+may have other work.
 
-The second is of a Llama-like model of random weights on the host, one thread, by CPU time of the process: a forward
-and a decoding step, with layers off, asked for but not recorded (one inference in so many), and recorded. What is
-printed is the share that is added to ``off``. On a GPU a timed call has two events more; nothing of that is in here.
-
-Rounds take turns, and each figure is the least of them all: the machine may have other work.
+First one call of a module: of a class that is not guarded, of a class that is, and of a layer in an inference that
+does not record any. Then one call of a block with attention and MLP, in an inference that records layers. Last what it
+costs to tell a layer, as a span and points, once an inference, on the finalizer's thread (CPU time of the process). On
+a GPU a timed call has two events more; nothing of that is in here.
 """
 
 from __future__ import annotations
 
 import argparse
-import gc
 import platform
-from collections.abc import Callable
-from time import perf_counter_ns, process_time_ns
+from collections.abc import Iterable
+from time import process_time_ns, thread_time_ns
 from typing import Any
 
 import torch
-import transformers
 from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import TracerProvider
 
 import inferspan
 
-CALLS = 20000
-STEPS = 16
-MODES: dict[str, dict[str, Any]] = {
-    "off": {},
-    "asked for, not recorded": {"layers": "transformer", "layers_every": 1_000_000},
-    "blocks": {"layers": "model.layers.?,model.layers.??"},
-    "blocks, attention, MLP": {"layers": "transformer"},
-}
+BLOCKS, TIMES = 12, 300
+NEVER = {"layers_every": 1_000_000}
 
 
-class Nothing(torch.nn.Module):
+class Part(torch.nn.Module):
+    """A part of a block, by its name and its weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weights = torch.nn.Linear(2, 2)
+
     def forward(self, x: int) -> int:
         return x
 
 
-class Around(torch.nn.Module):
-    """Calls what it holds, many times."""
-
-    def __init__(self, inner: torch.nn.Module) -> None:
+class Block(torch.nn.Module):
+    def __init__(self) -> None:
         super().__init__()
-        self.inner = inner
+        self.attention, self.mlp = Part(), Part()
+
+    def forward(self, x: int) -> int:
+        return self.mlp(self.attention(x))
+
+
+class Stack(torch.nn.Module):
+    """Calls its blocks so many times, and notes how long that took."""
+
+    def __init__(self, kind: type[torch.nn.Module]) -> None:
+        super().__init__()
+        self.blocks = torch.nn.ModuleList(kind() for _ in range(BLOCKS))
+        self.times = TIMES
         self.spent_ns = 0
 
     def forward(self, x: int) -> int:
-        inner = self.inner
-        start = perf_counter_ns()
-        for _ in range(CALLS):
-            inner(x)
-        self.spent_ns = perf_counter_ns() - start
+        blocks = list(self.blocks)
+        start = thread_time_ns()
+        for _ in range(self.times):
+            for block in blocks:
+                block(x)
+        self.spent_ns = thread_time_ns() - start
         return x
 
 
 def instrument(**settings: Any) -> None:
     inferspan.instrument(
         tracer_provider=TracerProvider(shutdown_on_exit=False),
-        meter_provider=MeterProvider(shutdown_on_exit=False),
+        meter_provider=MeterProvider([InMemoryMetricReader()], shutdown_on_exit=False),
         devices="never",
         **settings,
     )
 
 
-def guards(rounds: int) -> dict[str, float]:
-    """Nanoseconds of one call."""
-    spent: dict[str, list[float]] = {"bare": [], "not watched": [], "a layer, not recorded": []}
-    for _ in range(rounds):
-        for name, found in spent.items():
-            instrument(layers_every=1_000_000)
-            kind = type("Kind", (Nothing,), {})
-            around = Around(kind())
-            handles = []
-            if name == "not watched":
-                handles = [inferspan.instrument_module(kind())]
-                watched = kind()
-                handles.append(inferspan.instrument_module(watched))
-            elif name == "a layer, not recorded":
-                handles = [inferspan.instrument_module(around, layers=1)]
-                with torch.no_grad():
-                    around(1)  # the one inference that is recorded
-            with torch.no_grad():
-                around(1)
-            found.append(around.spent_ns / CALLS)
-            for handle in handles:
-                handle.remove()
-            inferspan.uninstrument()
-    return {name: min(found) for name, found in spent.items()}
-
-
-def model_of(layers: int, width: int) -> Any:
-    torch.manual_seed(0)
-    config = transformers.LlamaConfig(
-        hidden_size=width,
-        intermediate_size=3 * width,
-        num_hidden_layers=layers,
-        num_attention_heads=8,
-        num_key_value_heads=4,
-        vocab_size=1000,
-    )
-    return transformers.LlamaForCausalLM(config).eval()
-
-
-def timed(call: Callable[[], Any]) -> float:
-    """CPU milliseconds, the threads of ours included."""
-    start = process_time_ns()
-    call()
-    inferspan.force_flush()
-    return (process_time_ns() - start) / 1e6
-
-
-def models(rounds: int, layers: int, width: int) -> dict[str, dict[str, float]]:
-    """Milliseconds of one forward, and of one step of a generation, by mode."""
-    model = model_of(layers, width)
-    ids = torch.arange(64).reshape(1, 64)
-    spent: dict[str, dict[str, list[float]]] = {mode: {"forward": [], "step": []} for mode in MODES}
+def call_ns(kind: type[torch.nn.Module], warm_ups: Iterable[int] = (0, 0), **settings: Any) -> float:
+    """Nanoseconds of one call of a block."""
+    instrument(**settings)
+    stack = Stack(kind).eval()
     with torch.no_grad():
-        for _ in range(rounds):
-            for mode, settings in MODES.items():
-                instrument(**settings)
-                for _ in range(2):  # the first of a model finds its layers, and is recorded
-                    model(ids)
-                inferspan.force_flush()
-                gc.collect()
-                spent[mode]["forward"].append(timed(lambda: model(ids)))
-                tokens = timed(lambda: model.generate(ids, max_new_tokens=STEPS, do_sample=False, eos_token_id=None))
-                spent[mode]["step"].append(tokens / STEPS)
-                inferspan.uninstrument()
-    return {mode: {name: min(found) for name, found in by.items()} for mode, by in spent.items()}
+        for x in warm_ups:
+            stack(x)
+        stack(0)
+    inferspan.uninstrument()
+    return stack.spent_ns / (BLOCKS * TIMES)
+
+
+def guarded_ns() -> float:
+    """The same of instances that nobody watches, whose class has a model."""
+    instrument()
+    kind = type("Guarded", (Part,), {})
+    model, stack = kind().eval(), Stack(kind).eval()
+    with torch.no_grad():
+        model(0)
+        stack(0)
+    inferspan.uninstrument()
+    return stack.spent_ns / (BLOCKS * TIMES)
+
+
+def telling_ns(**settings: Any) -> float:
+    """Nanoseconds of one inference with all that is told of it."""
+    instrument(**settings)
+    stack = Stack(Block).eval()
+    stack.times = 1
+    best = float("inf")
+    with torch.no_grad():
+        for _ in range(5):
+            inferspan.force_flush()
+            start = process_time_ns()
+            stack(0)
+            inferspan.force_flush()
+            best = min(best, process_time_ns() - start)
+    inferspan.uninstrument()
+    return best
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--layers", type=int, default=12)
-    parser.add_argument("--width", type=int, default=256)
-    options = parser.parse_args()
+    parser.add_argument("--rounds", type=int, default=40)
+    rounds = range(parser.parse_args().rounds)
     torch.set_num_threads(1)
-    print(f"Python {platform.python_version()}, torch {torch.__version__}, transformers {transformers.__version__}")
-    found = guards(options.rounds)
-    bare = found.pop("bare")
-    print(f"one call of a module that does nothing: {bare:.0f} ns")
-    for name, spent in found.items():
-        print(f"  {name:24} {spent - bare:+.0f} ns")
-    by_mode = models(options.rounds, options.layers, options.width)
-    off = by_mode.pop("off")
-    print(
-        f"{options.layers} layers of width {options.width}: a forward of 64 tokens {off['forward']:.1f} ms, "
-        f"a decoding step {off['step']:.1f} ms"
-    )
-    for mode, spent_by in by_mode.items():
-        shares = "  ".join(
-            f"{name} {spent / off[name] - 1:+.1%} ({(spent - off[name]) * 1e3 / options.layers:+.0f} µs a layer)"
-            for name, spent in spent_by.items()
-        )
-        print(f"  {mode:24} {shares}")
+    measures = {
+        "bare": lambda: call_ns(Part),
+        "guarded": guarded_ns,
+        "asked for": lambda: call_ns(Part, layers="blocks.*", **NEVER),
+        "block": lambda: call_ns(Block),
+        "block asked for": lambda: call_ns(Block, layers="transformer", **NEVER),
+        "block alone": lambda: call_ns(Block, layers="blocks.?,blocks.??"),
+        "block with parts": lambda: call_ns(Block, layers="transformer"),
+        "inference": telling_ns,
+        "inference told": lambda: telling_ns(layers="transformer"),
+    }
+    found = {name: float("inf") for name in measures}
+    for _ in rounds:
+        for name, measure in measures.items():
+            found[name] = min(found[name], measure())
+
+    print(f"Python {platform.python_version()}, torch {torch.__version__}, least of {len(rounds)} rounds")
+    print(f"one call of a module that does nothing {found['bare'] / 1e3:5.2f} µs")
+    for name, words in (("guarded", "its class is guarded"), ("asked for", "a layer, not recorded")):
+        print(f"  {words:36} {(found[name] - found['bare']) / 1e3:+5.2f} µs")
+    print(f"one call of a block of three           {found['block'] / 1e3:5.2f} µs")
+    for name, words in (
+        ("block asked for", "attention and MLP apart, not recorded"),
+        ("block alone", "the block recorded"),
+        ("block with parts", "attention and MLP apart, recorded"),
+    ):
+        print(f"  {words:36} {(found[name] - found['block']) / 1e3:+5.2f} µs")
+    told = (found["inference told"] - found["inference"]) / BLOCKS - (found["block with parts"] - found["block"])
+    print(f"telling a layer, once an inference     {told / 1e3:5.0f} µs")
 
 
 if __name__ == "__main__":

@@ -356,6 +356,11 @@ def test_command_line_version_is_the_packages() -> None:
             r"rate sentence .* bag-of-words · 3 tokens in\n├─ tokenize .*\n└─ forward ",
             id="own_code",
         ),
+        pytest.param(
+            ("opentelemetry-instrument", "--inferspan_layers", "transformer", sys.executable, "examples/modules.py"),
+            r"forward .*\n├─ layer encoder\.layers\.0 .*\n(.*\n)*└─ layer encoder\.layers\.3 ",
+            id="modules",
+        ),
     ],
 )
 def test_example_draws_its_trace(program: tuple[str, ...], drawn: str) -> None:

@@ -236,6 +236,13 @@ def test_layers_of_several_forwards_are_summed_under_the_root(transformer: Recor
     assert told(transformer, BERT[0])["inferspan.phase.calls"] == 3
 
 
+def test_layers_of_two_models_in_one_inference_stay_apart(transformer: Recorder) -> None:
+    with inferspan.inference("both"):
+        tiny.classifier()(IDS)
+        tiny.classifier()(IDS)
+    assert transformer.trees() == [("both", "forward", *BERT, "forward", *BERT)]
+
+
 def test_layer_in_which_the_model_fails_says_so(transformer: Recorder) -> None:
     model = tiny.causal_lm()
     model.model.layers[1].mlp.register_forward_hook(lambda *_: (_ for _ in ()).throw(MemoryError()))
@@ -253,6 +260,16 @@ def test_one_inference_of_so_many_has_layers(bare_recorder: Recorder) -> None:
         model(IDS)
     other(IDS)
     assert bare_recorder.trees() == [("forward", *BERT), "forward", "forward", ("forward", *BERT), ("forward", *BERT)]
+
+
+def test_inference_of_several_forwards_counts_once(bare_recorder: Recorder) -> None:
+    bare_recorder.instrument(layers="transformer", layers_every=2)
+    pipe = pipeline("text-classification", model=tiny.classifier(), tokenizer=tiny.word_tokenizer())
+    for _ in range(3):
+        pipe(["hello world"] * 3)
+    assert [BERT[0] in tree for tree in bare_recorder.trees()] == [True, False, True]
+    inferspan.force_flush()
+    assert bare_recorder.counts("inferspan.layer.calls", "inferspan.layer.name")["bert.encoder.layer.0"] == 6
 
 
 def test_trace_that_is_not_recorded_has_none() -> None:

@@ -35,6 +35,9 @@ FORWARD = {
 }
 
 
+FACTS = {"inferspan.model.class": "Net", "inferspan.model.parameters": 40, "inferspan.model.size": 160}
+
+
 class Block(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -108,7 +111,7 @@ def test_module_not_put_in_eval_gives_none(recorder: Recorder) -> None:
 
 def test_module_first_called_tells_itself(recorder: Recorder) -> None:
     called(Net().eval())
-    assert recorder.attributes("forward") == {**FORWARD, "inferspan.cold": True, "inferspan.model.class": "Net"}
+    assert recorder.attributes("forward") == {**FORWARD, "inferspan.cold": True, **FACTS}
 
 
 def test_module_given_whole_numbers_counts_no_tokens(recorder: Recorder) -> None:
@@ -416,7 +419,7 @@ def test_module_instrumented_by_hand_has_its_name_until_undone(recorder: Recorde
             **FORWARD,
             "gen_ai.request.model": "ranker",
             "inferspan.cold": True,
-            "inferspan.model.class": "Net",
+            **FACTS,
         }
         model(ROWS)  # trains
         called(Net())
@@ -513,3 +516,26 @@ def test_module_copied_has_nothing_of_ours(copied: Callable[[Any], Any], recorde
     assert called(other.eval()) == [[1.0] * 4] * 2
     assert recorder.trees() == ["forward"]
     assert called(model) == plain
+
+
+class Loader:
+    """In place of torch's own in C++: a package takes minutes to compile."""
+
+    def get_call_spec(self) -> list[str]:
+        pytree = torch.utils._pytree
+        specs = (pytree.tree_flatten(value)[1] for value in (((ROWS,), {}), ROWS))
+        return [pytree.treespec_dumps(spec) for spec in specs]
+
+    def boxed_run(self, inputs: list[torch.Tensor]) -> list[torch.Tensor]:
+        return [inputs[0] * 3]
+
+
+def test_package_of_aot_inductor_gives_one_span(bare_recorder: Recorder) -> None:
+    package = pytest.importorskip("torch.export.pt2_archive._package", reason="from torch 2.8 on")
+    bare_recorder.instrument()
+    model = package.AOTICompiledModel(Loader())
+    assert called(model) == [[3.0] * 4] * 2
+    assert bare_recorder.trees() == ["forward"]
+    assert bare_recorder.attributes("forward")["inferspan.batch.size"] == 2
+    inferspan.uninstrument()
+    assert not is_ours(package.AOTICompiledModel.__call__)

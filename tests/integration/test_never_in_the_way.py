@@ -30,7 +30,7 @@ def _bert() -> Subject:
 
 
 def _llama() -> Subject:
-    return Subject(tiny.causal_lm(num_hidden_layers=1, eos_token_id=None), IDS)
+    return Subject(tiny.causal_lm(num_hidden_layers=1, eos_token_id=None), IDS, use_cache=False)
 
 
 def _classifying() -> Subject:
@@ -49,11 +49,16 @@ def _mlp() -> Subject:
     return Subject(mlp.seeded(), FEATURES)
 
 
+def _eager() -> Subject:
+    return Subject(tiny.classifier(return_dict=False, attn_implementation="eager"), IDS, torch.ones_like(IDS))
+
+
 def _wide() -> Subject:
     return Subject(tiny.classifier(return_dict=False, hidden_size=128, intermediate_size=128), IDS)
 
 
 BERT = Target("bert", _bert)
+EAGER = Target("eager-bert", _eager)
 LLAMA = Target("llama", _llama)
 PIPELINE = Target("pipeline", _classifying)
 GENERATOR = Target("text-generation", _generating)
@@ -84,26 +89,32 @@ GENERATES = ("generate", "forward", "__call__")
 # fmt: off
 TABLE = [
     # compiled
-    Row("compile, eager",             checks.compiled("eager", fullgraph=True),          (*MODULES, *CAUSAL)),
-    Row("compile, aot_eager",         checks.compiled("aot_eager", fullgraph=True),      (*MODULES, *CAUSAL)),
+    Row("compile, eager",             checks.compiled("eager", fullgraph=True),          MODULES),
+    Row("compile, aot_eager",         checks.compiled("aot_eager", fullgraph=True),      MODULES),
     Row("compile, inductor",          checks.compiled("inductor", fullgraph=True),       MODULES, "c++"),
-    Row("compile in place",           checks.compiled_in_place,                          (*MODULES, *CAUSAL)),
-    Row("compile forward",            checks.compiled_forward,                           (*MODULES, *CAUSAL)),
-    Row("compile a caller",           checks.compiled_function,                          (*MODULES, *CAUSAL)),
-    Row("compile, graph breaks",      checks.compiled_with_breaks,                       (*MODULES, *CAUSAL)),
+    Row("compile in place",           checks.compiled_in_place,                          MODULES),
+    Row("compile forward",            checks.compiled_forward,                           MODULES),
+    Row("compile a caller",           checks.compiled_function,                          MODULES),
+    Row("compile, graph breaks",      checks.compiled_with_breaks,                       MODULES),
     Row("compile, shapes marked",     checks.compiled_dynamic(None),                     MODULES),
     Row("compile, shapes dynamic",    checks.compiled_dynamic(True),                     MODULES),
     Row("compile, shapes static",     checks.compiled_dynamic(False),                    MODULES),
-    Row("compiled before",            checks.compiled_before,                            (*MODULES, *CAUSAL)),
-    Row("generate, compiled steps",   checks.generated_compiled,                         CAUSAL),
+    Row("compiled before",            checks.compiled_before,                            MODULES),
+    # torch 2.4 cannot compile a Llama of transformers 4.57, with or without us
+    Row("compile a Llama, eager",     checks.compiled("eager", fullgraph=True),          CAUSAL, "torch>=2.5"),
+    Row("compile a Llama, aot_eager", checks.compiled("aot_eager", fullgraph=True),      CAUSAL, "torch>=2.5"),
+    Row("compile a Llama in place",   checks.compiled_in_place,                          CAUSAL, "torch>=2.5"),
+    Row("compile a Llama, breaks",    checks.compiled_with_breaks,                       CAUSAL, "torch>=2.5"),
+    Row("generate, a whole graph",    checks.generated_compiled(fullgraph=True),         CAUSAL, "torch>=2.5"),
+    Row("generate, compiled steps",   checks.generated_compiled(fullgraph=False),        CAUSAL),
     # exported, traced, transformed
     Row("export, strict",             checks.exported(strict=True),                      MODULES),
     Row("export, not strict",         checks.exported(strict=False),                     MODULES),
     Row("jit.trace",                  checks.jit_traced,                                 MODULES),
     Row("jit.script",                 checks.jit_scripted,                               PLAIN),
     Row("fx.symbolic_trace",          checks.fx_traced,                                  PLAIN),
-    Row("make_fx",                    checks.fx_made,                                    MODULES),
-    Row("fake tensors",               checks.with_fake_tensors,                          MODULES),
+    Row("make_fx",                    checks.fx_made,                                    (EAGER, *PLAIN)),
+    Row("fake tensors",               checks.with_fake_tensors,                          (EAGER, *PLAIN)),
     Row("flop counter",               checks.flops_counted,                              ALL),
     Row("functional_call",            checks.called_functionally,                        (*MODULES, *CAUSAL)),
     Row("vmap",                       checks.mapped,                                     PLAIN),
@@ -137,6 +148,7 @@ TABLE = [
     Row("bitsandbytes, 8 bits",       checks.quantised_by_bitsandbytes(8),               WIDE, "bitsandbytes"),
     Row("bitsandbytes, 4 bits",       checks.quantised_by_bitsandbytes(4),               WIDE, "bitsandbytes"),
     Row("torchao",                    checks.quantised_by_torchao,                       MODULES, "torchao"),
+    Row("torchao, compiled",          checks.quantised_and_compiled,                     MODULES, "torchao torch>=2.5"),
     Row("quantize_dynamic",           checks.quantised_by_torch,                         MODULES),
     Row("parametrize",                checks.parametrised,                               MODULES),
     # trained

@@ -162,12 +162,17 @@ def compiled_before(subject: Subject) -> Generator[None, None, Any]:
     return first, subject(model), dict(torch._dynamo.utils.counters["stats"])
 
 
-def generated_compiled(subject: Subject) -> Any:
+def generated_compiled(fullgraph: bool) -> Check:
     """``generate`` with a static cache, whose steps are compiled."""
-    config = transformers.CompileConfig(backend="eager", mode=None, fullgraph=True, dynamic=None)
-    config._compile_all_devices = True
-    options = {"cache_implementation": "static", "compile_config": config, "disable_compile": False}
-    return counted(lambda: plain(subject.model.generate(*subject.args, max_new_tokens=4, do_sample=False, **options)))
+
+    def check(subject: Subject) -> Any:
+        config = transformers.CompileConfig(backend="eager", mode=None, fullgraph=fullgraph)
+        config._compile_all_devices = True
+        options = {"cache_implementation": "static", "compile_config": config, "disable_compile": False}
+        generate = subject.model.generate
+        return counted(lambda: plain(generate(*subject.args, max_new_tokens=4, do_sample=False, **options)))
+
+    return check
 
 
 # -- exported, traced, transformed -----------------------------------------------------------------------------------
@@ -481,10 +486,12 @@ def quantised_by_bitsandbytes(bits: int) -> Check:
     def check(subject: Subject) -> Any:
         import bitsandbytes  # noqa: F401
 
-        config = transformers.BitsAndBytesConfig(**{f"load_in_{bits}bit": True}, llm_int8_skip_modules=["classifier"])
+        own = {"load_in_8bit": True} if bits == 8 else {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
+        config = transformers.BitsAndBytesConfig(**own, llm_int8_skip_modules=["classifier"])
+        options = {"quantization_config": config, "device_map": "cpu", "dtype": torch.float32}
         with tempfile.TemporaryDirectory() as folder:
             subject.model.save_pretrained(folder)
-            model = type(subject.model).from_pretrained(folder, quantization_config=config, device_map="cpu").eval()
+            model = type(subject.model).from_pretrained(folder, **options).eval()
         kinds = sorted({type(module).__name__ for module in model.modules()})
         assert any(name.startswith("Linear") and name != "Linear" for name in kinds), kinds
         return subject(model), kinds
@@ -498,7 +505,11 @@ def quantised_by_torchao(subject: Subject) -> Any:
     quantize_(subject.model, Int8WeightOnlyConfig())
     types = sorted({type(each).__name__ for each in subject.model.parameters()})
     assert len(types) > 1, types
-    return subject(), types, counted(lambda: subject(torch.compile(subject.model, backend="eager")))
+    return subject(), types, subject(copy.deepcopy(subject.model))
+
+
+def quantised_and_compiled(subject: Subject) -> Any:
+    return quantised_by_torchao(subject), compiled("eager", fullgraph=True)(subject)
 
 
 def quantised_by_torch(subject: Subject) -> Any:

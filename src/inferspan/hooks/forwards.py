@@ -221,13 +221,14 @@ def _trains(model: Any) -> bool:
 
 def _in_training(part: Any) -> bool:
     # A part that was put in eval() by itself (a frozen backbone), in a model that trains. Most programs that infer
-    # switch gradients off, and never come here.
-    kind = sys.modules["torch"].nn.Module
+    # switch gradients off, and never come here. Only frames of torch's are looked into: until Python 3.13 that keeps
+    # what a frame's variables refer to alive as long as the frame, and the program's may mean to drop a tensor.
+    code = sys.modules["torch"].nn.Module._wrapped_call_impl.__code__
     frame: FrameType | None = sys._getframe(2)
     while frame is not None:
-        if frame.f_code.co_varnames[:1] == ("self",):
-            owner = frame.f_locals.get("self")
-            if isinstance(owner, kind) and without_compiler(owner) is not part and getattr(owner, "training", False):
+        if frame.f_code is code:
+            owner = frame.f_locals["self"]
+            if without_compiler(owner) is not part and getattr(owner, "training", False):
                 return True
         frame = frame.f_back
     return False

@@ -76,21 +76,27 @@ def choose(model: Any, layers: str | int | None) -> None:
 def _begin(patches: Patches, inference: Inference, model: Any) -> Layers | None:
     """What records the layers of this model in the forward that begins; ``None`` where none are to be."""
     settings = scope.settings()
-    model = without_compiler(model)
-    wanted = _chosen.get(model) or ("" if settings is None else settings.layers)
-    if not wanted or settings is None or inference.root is None or not inference.root.is_recording():
-        return None
-    plan = _plans.get(model)
-    if plan is None:
-        plan = _plans[model] = _make_plan(model, wanted, settings.layers_max, patches)
-    if inference.layers is None:
-        if next(plan.inferences) % settings.layers_every:
+    try:
+        model = without_compiler(model)
+        wanted = _chosen.get(model) or ("" if settings is None else settings.layers)
+        if not wanted or settings is None or inference.root is None or not inference.root.is_recording():
             return None
-        timed = "gpu_time" in settings.measure
-        # half of the events at most: those of the forward itself come first
-        inference.layers = Layers(settings.gpu_timers_max // 2 * timed, with_memory="memory" in settings.measure)
-    inference.layers.add(plan.slots)
-    return inference.layers
+        plan = _plans.get(model)
+        if plan is None:
+            plan = _plans[model] = _make_plan(model, wanted, settings.layers_max, patches)
+        if inference.has_layers is None:
+            inference.has_layers = next(plan.inferences) % settings.layers_every == 0
+        if not inference.has_layers:
+            return None
+        if inference.layers is None:
+            timed = "gpu_time" in settings.measure
+            # half of the events at most: those of the forward itself come first
+            inference.layers = Layers(settings.gpu_timers_max // 2 * timed, with_memory="memory" in settings.measure)
+        inference.layers.add(plan.slots)
+        return inference.layers
+    except Exception:  # noqa: BLE001 - a model that cannot be hashed, a metaclass that lets nothing be set
+        faults.note("layers.begin")
+        return None
 
 
 def _make_plan(model: Any, wanted: str, layers_max: int, patches: Patches) -> _Plan:
@@ -108,7 +114,7 @@ def _make_plan(model: Any, wanted: str, layers_max: int, patches: Patches) -> _P
     for name, layer in found:
         parts = _parts(layer) if wanted == TRANSFORMER else ()
         for part, module in ((WHOLE, layer), *parts):
-            plan.slots.setdefault(id(module), Slot(name, part))
+            plan.slots.setdefault(id(module), Slot(id(model), name, part))
             watch(module)
             guard(type(module), patches)
     return plan

@@ -131,8 +131,11 @@ def describe(model: Any, facts: ModelFacts) -> dict[str, Any]:
     attributes: dict[str, Any] = {semconv.MODEL_CLASS: _class_name(model)}
     attributes[semconv.MODEL_TYPE] = _text(getattr(config, "model_type", None))
     attributes[semconv.MODEL_REVISION] = facts.revision
-    attributes[semconv.MODEL_PARAMETERS] = _call(model, "num_parameters")
-    attributes[semconv.MODEL_SIZE] = _call(model, "get_memory_footprint")
+    count, size = _call(model, "num_parameters"), _call(model, "get_memory_footprint")
+    if count is None and size is None:
+        count, size = _count_weights(model)
+    attributes[semconv.MODEL_PARAMETERS] = count
+    attributes[semconv.MODEL_SIZE] = size
     attributes[semconv.MODEL_DTYPE] = _dtype(model)
     attributes[semconv.MODEL_QUANTIZATION] = _quantization(config)
     attributes[semconv.MODEL_ATTENTION] = _text(getattr(config, "_attn_implementation", None))
@@ -185,6 +188,16 @@ def _call(model: Any, name: str) -> int | None:
     except Exception:  # noqa: BLE001 - a user's own class may define the name with another meaning
         faults.note(f"model.{name}")
         return None
+
+
+def _count_weights(model: Any) -> tuple[int | None, int | None]:
+    """Number of parameters of a plain module, and the bytes of these and its buffers."""
+    try:
+        weights = list(model.parameters())
+        size = sum(tensor.numel() * tensor.element_size() for tensor in (*weights, *model.buffers()))
+        return sum(tensor.numel() for tensor in weights), size
+    except Exception:  # noqa: BLE001 - no module, or one whose lazy parameters have no shape yet
+        return None, None
 
 
 def _dtype(model: Any) -> str | None:

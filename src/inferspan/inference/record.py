@@ -143,6 +143,7 @@ class Inference:
     out_of_memory: OutOfMemory | None = None
     compiles: Compiles | None = None
     layers: Layers | None = None
+    has_layers: bool | None = None  # not decided
     serial: int = 0
     is_alone: bool = False
     open_after: int = 0

@@ -28,8 +28,9 @@ _UNREAD_MAX = 64
 
 
 class Slot(NamedTuple):
-    """What a module is to its model: a layer, by its name, or a part of one."""
+    """What a module is to its model (its identity): a layer, by its name, or a part of one."""
 
+    model: int
     layer: str
     part: str
 
@@ -76,7 +77,7 @@ class Layers:
         self.is_told = False
         self._watches_max = watches_max
         self._with_memory = with_memory
-        self._layers: dict[str, Layer] = {}
+        self._layers: dict[tuple[int, str], Layer] = {}
         self._unread: deque[tuple[Sum, Stopwatch]] = deque()
         self._ask_at = _UNREAD_MAX
         self._lock = threading.Lock()  # the threads of one inference() block may call one model
@@ -92,7 +93,7 @@ class Layers:
         try:
             begun = self._begin(slot, module)
         except Exception:  # noqa: BLE001
-            faults.note("layers.begin")
+            faults.note("layers.call")
         error: BaseException | None = None
         start_ns = perf_counter_ns()
         try:
@@ -113,9 +114,9 @@ class Layers:
 
     def _begin(self, slot: Slot, module: Any) -> tuple[Layer, Sum, Stopwatch | None]:
         with self._lock:
-            layer = self._layers.get(slot.layer)
+            layer = self._layers.get(slot[:2])
             if layer is None:
-                layer = self._layers[slot.layer] = Layer(slot.layer)
+                layer = self._layers[slot[:2]] = Layer(slot.layer)
             found = layer.sums.get(slot.part)
             if found is None:
                 found = layer.sums[slot.part] = Sum(_accelerator_of(module))
