@@ -14,7 +14,7 @@ from statistics import fmean
 from time import perf_counter
 from typing import Any
 
-from inferspan import config, devices, semconv
+from inferspan import config, devices, faults, semconv
 from inferspan.bench.results import Rest, Stage, Timeline
 from inferspan.devices import identity
 from inferspan.devices import reader as r
@@ -120,7 +120,13 @@ class Monitor:
 
     def _run(self) -> None:
         while not self._stopped.wait(_INTERVAL_S * 1.1):  # a little later than what the sampler calls fresh
+            self._read_guarded()
+
+    def _read_guarded(self) -> None:
+        try:
             self.read()
+        except Exception:  # noqa: BLE001 - a reader's own fault: the run goes on without this reading
+            faults.note("bench.monitor")
 
     def _note(self, snapshot: Snapshot) -> None:
         line, host = self.timeline, snapshot.host
@@ -148,8 +154,9 @@ def _over(boards: list[r.Sample], reading: r.Reading, combine: Any) -> float | N
 
 def _allocator() -> tuple[int | None, int | None]:
     """What torch's allocator has handed out and holds, on all devices; never makes a context."""
-    torch = sys.modules.get("torch")
-    if torch is None or not torch.cuda.is_available() or not torch.cuda.is_initialized():
+    cuda: Any = sys.modules.get("torch.cuda")
+    # another thread may just be importing it
+    if cuda is None or not hasattr(cuda, "memory_reserved") or not cuda.is_initialized():
         return None, None
-    indices = range(torch.cuda.device_count())
-    return sum(map(torch.cuda.memory_allocated, indices)), sum(map(torch.cuda.memory_reserved, indices))
+    indices = range(cuda.device_count())
+    return sum(map(cuda.memory_allocated, indices)), sum(map(cuda.memory_reserved, indices))

@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, NamedTuple
 
 from opentelemetry import trace
 from opentelemetry.context import Context
@@ -43,6 +43,7 @@ _COLUMNS = {
     "device_bytes": semconv.MEMORY_AFTER,
     "device_peak_bytes": semconv.MEMORY_PEAK,
     "device_reserved_bytes": semconv.MEMORY_HELD,
+    "kv_cache_bytes": semconv.KV_CACHE_SIZE,
     "fragmentation": semconv.MEMORY_FRAGMENTATION,
 }
 """Columns of :class:`Samples` that are an attribute of the root span."""
@@ -65,6 +66,14 @@ class _Trace:
 
     root: ReadableSpan | None = None
     parts: list[ReadableSpan] = field(default_factory=list)
+
+
+class _Phase(NamedTuple):
+    """One phase of one request."""
+
+    seconds: float | None
+    gpu_s: float | None
+    flops: int | None
 
 
 class Recorder(SpanProcessor):
@@ -150,7 +159,7 @@ class Heard:
     def samples(self, requests: Mapping[int, Request]) -> Samples:
         """A row for each of the requests that ended well, in the order of their starts."""
         samples = Samples()
-        phases: list[dict[str, tuple[float, float | None]]] = []
+        phases: list[dict[str, _Phase]] = []
         for number, request in sorted(requests.items(), key=lambda item: item[1].start_s):
             found = self._traces.get(number)
             if request.error is not None or found is None or found.root is None or not found.root.status.is_ok:
@@ -166,28 +175,33 @@ class Heard:
                 getattr(samples, column).append(_attribute(found.root, name))
             samples.inter_token_s.append(self._intervals.get(number, []))
             phases.append(_phases(found))
+        absent = _Phase(None, None, None)
         for name in sorted({name for row in phases for name in row}):
-            times = [row.get(name, (None, None)) for row in phases]
-            samples.phases_s[name] = [spent for spent, _ in times]
-            samples.phases_gpu_s[name] = [gpu_s for _, gpu_s in times]
+            found_in = [row.get(name, absent) for row in phases]
+            samples.phases_s[name] = [phase.seconds for phase in found_in]
+            samples.phases_gpu_s[name] = [phase.gpu_s for phase in found_in]
+            samples.phases_flops[name] = [phase.flops for phase in found_in]
         return _without_empty(samples)
 
 
-def _phases(found: _Trace) -> dict[str, tuple[float, float | None]]:
-    """Time and GPU time by phase; none where children were dropped, since their sum is not known here."""
-    assert found.root is not None
-    if _attribute(found.root, semconv.CHILDREN_DROPPED):
-        return {}
-    phases: dict[str, tuple[float, float | None]] = {}
+def _phases(found: _Trace) -> dict[str, _Phase]:
+    """What each phase took; none where children were dropped, since their sum is not known here."""
+    phases: dict[str, _Phase] = {}
+    if found.root is None or _attribute(found.root, semconv.CHILDREN_DROPPED):
+        return phases
     for span in found.parts:
-        spent = _attribute(span, semconv.PHASE_TIME) or _duration_s(span)
-        gpu_s = _attribute(span, semconv.GPU_TIME)
-        if span.name in phases:
-            before_s, before_gpu_s = phases[span.name]
-            spent += before_s
-            gpu_s = None if gpu_s is None or before_gpu_s is None else gpu_s + before_gpu_s
-        phases[span.name] = spent, gpu_s
+        phase = _Phase(
+            _attribute(span, semconv.PHASE_TIME) or _duration_s(span),
+            _attribute(span, semconv.GPU_TIME),
+            _attribute(span, semconv.FLOPS),
+        )
+        before = phases.get(span.name)
+        phases[span.name] = phase if before is None else _Phase(*map(_sum, before, phase))
     return phases
+
+
+def _sum(one: Any, other: Any) -> Any:
+    return None if one is None or other is None else one + other
 
 
 def _without_empty(samples: Samples) -> Samples:

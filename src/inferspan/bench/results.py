@@ -92,6 +92,7 @@ class Samples:
     output_tokens: list[Count | None] = field(default_factory=list)
     padding_ratio: list[Share | None] = field(default_factory=list)
     flops: list[Count | None] = field(default_factory=list)
+    phases_flops: dict[str, list[Count | None]] = field(default_factory=dict)
     flops_utilization: list[Share | None] = field(default_factory=list)
     """MFU of all forwards."""
     energy_j: list[Seconds | None] = field(default_factory=list)
@@ -103,6 +104,8 @@ class Samples:
     device_peak_bytes: list[Count | None] = field(default_factory=list)
     """The allocator's highest value in the request, or its upper bound."""
     device_reserved_bytes: list[Count | None] = field(default_factory=list)
+    kv_cache_bytes: list[Count | None] = field(default_factory=list)
+    """Keys and values at the end of the generation."""
     fragmentation: list[Share | None] = field(default_factory=list)
     """Share of the reserved bytes that lies in split blocks."""
 
@@ -324,7 +327,8 @@ class Result:
 _ADAPTER: TypeAdapter[Result] = TypeAdapter(Result)
 _UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
 """From that version to the next; each only renames and moves, so that the file means what it meant."""
-_ROWS = tuple(f.name for f in dataclasses.fields(Samples) if not f.name.startswith("phases"))
+PHASE_COLUMNS = ("phases_s", "phases_gpu_s", "phases_flops")
+_ROWS = tuple(f.name for f in dataclasses.fields(Samples) if f.name not in PHASE_COLUMNS)
 _GZIP_MAGIC = b"\x1f\x8b"
 
 
@@ -425,7 +429,7 @@ def _check_rows(result: Result, name: str) -> None:
             sets[f"configurations[{number}].samples"] = configuration.samples
         for where, samples in sets.items():
             columns = {column: getattr(samples, column) for column in _ROWS}
-            for group in ("phases_s", "phases_gpu_s"):
+            for group in PHASE_COLUMNS:
                 columns.update({f"{group}.{phase}": rows for phase, rows in getattr(samples, group).items()})
             for column, rows in columns.items():
                 if rows and len(rows) != len(samples):

@@ -312,7 +312,10 @@ class _Run:
             answered = sum(request.error is None for request in point.requests.values())
             if answered > len(samples):
                 self._note(f"{self._name(point)}: {answered - len(samples)} requests had no trace and are not counted")
-            configuration.resident_peak_bytes = self._monitor.resident_peak(point.stages)
+            configuration.resident_peak_bytes = max(
+                (seen for seen in (self._monitor.resident_peak(point.stages), *samples.resident_bytes) if seen),
+                default=None,
+            )
             configuration.device_peak_bytes = max(
                 (peak for peak in samples.device_peak_bytes if peak is not None), default=None
             )

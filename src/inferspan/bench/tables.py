@@ -1,0 +1,239 @@
+"""A result in the terminal: what was measured, in a few tables that fit in 100 columns, and what to make of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from inferspan.bench.figures import Figures, figures_of, scaling_of
+from inferspan.bench.results import Configuration, Failure, Result, Target
+from inferspan.bench.statistics import Estimate, Scaling, Summary
+
+_SHOWN = {"latency": "whole", "time_to_first_token": "first token", "inter_token": "between tokens"}
+_HIDDEN = ("gpu", "cpu")
+_MIB = 1 << 20
+
+_Row = tuple[Target, Configuration, Figures]
+
+
+def show(console: Console, result: Result) -> None:
+    """Print it all."""
+    for target in result.targets:
+        console.print(_about(_key(result, target), target), soft_wrap=True)
+    rows = [
+        (target, configuration, figures_of(result, configuration))
+        for target in result.targets
+        for configuration in target.configurations
+    ]
+    rows.sort(key=lambda row: (row[1].input_tokens or 0, row[1].batch_size))
+    if rows:
+        console.print()
+        console.print(_latencies(result, rows))
+        console.print(_rates(result, rows))
+        console.print(_phases(result, rows))
+    console.print(Group(*_remarks(result, rows)))
+
+
+def _key(result: Result, target: Target) -> str:
+    """A letter that stands for the target where there are several."""
+    return "" if len(result.targets) < 2 else chr(ord("A") + result.targets.index(target))
+
+
+def _about(key: str, target: Target) -> Text:
+    """The target in a line: what it is, how long it took to load and to answer first."""
+    model = target.model
+    facts = [str(model[name]) for name in ("class", "dtype", "quantization", "attention", "device") if model.get(name)]
+    if model.get("compile"):
+        facts.append(f"compile {model['compile']}")
+    parts = [" ".join([target.kind, target.task or ""]).strip(), *facts]
+    parameters = model.get("parameters")
+    if isinstance(parameters, int):
+        parts.append(f"{parameters / 1e6:.3g} M parameters")
+    text = Text(f"{key}  {target.label}".strip(), "bold").append(
+        "  " + " · ".join(part for part in parts if part), "not bold"
+    )
+    if target.load_s is not None:
+        text.append(f"\n  loaded in {target.load_s:.2f} s", "dim not bold")
+    if target.cold.latency_s:
+        text.append(f", first call {_milliseconds(target.cold.latency_s[0])} ms", "dim not bold")
+    if target.idle is not None and target.idle.resident_bytes is not None:
+        text.append(f", at rest {target.idle.resident_bytes / _MIB:.0f} MiB resident", "dim not bold")
+    if target.failure is not None:
+        text.append(f"\n  failed: {_reason(target.failure)}", "red not bold")
+    return text
+
+
+def _latencies(result: Result, rows: Sequence[_Row]) -> Table:
+    table = _table(result, "Latency in ms, of a request with its whole batch; mean with 95 % interval", rows)
+    for name in ("", "requests", "mean", "± sd", "P50", "P90", "P95", "P99"):
+        table.add_column(name, justify="left" if not name else "right", no_wrap=True)
+    for row in rows:
+        shown = [(title, row[2].times_s[name]) for name, title in _SHOWN.items() if name in row[2].times_s]
+        if not shown:
+            table.add_row(*_heads(result, row), _outcome(row[1]))
+        for number, (title, summary) in enumerate(shown):
+            heads = _heads(result, row) if not number else [""] * len(_heads(result, row))
+            mark = f"{title} {_outcome(row[1])}".strip() if not number else title
+            table.add_row(*heads, mark, str(summary.count), *_times(summary))
+        if len(shown) > 1:
+            table.add_section()
+    return table
+
+
+def _rates(result: Result, rows: Sequence[_Row]) -> RenderableType:
+    columns: dict[str, Callable[[Figures], str]] = {
+        "requests/s": lambda f: _estimate(f.requests_per_s),
+        "items/s": lambda f: _estimate(f.items_per_s),
+        "tokens/s in": lambda f: _number(f.input_tokens_per_s),
+        "out": lambda f: _number(f.output_tokens_per_s),
+        "CPU": lambda f: _share(f.cpu_share),
+        "GPU": lambda f: _share(f.gpu_share),
+        "GFLOP/s": lambda f: _number(None if f.flops_per_s is None else f.flops_per_s / 1e9),
+        "MFU": lambda f: _share(f.flops_utilization),
+        "resident": lambda f: _mib(f.resident_peak_bytes),
+        "GPU peak": lambda f: _mib(f.device_peak_bytes),
+        "after": lambda f: _mib(f.device_bytes),
+        "fragm.": lambda f: _share(f.fragmentation),
+        "J/request": lambda f: _number(f.energy_per_request_j),
+        "J/token": lambda f: _number(f.energy_per_output_token_j),
+    }
+    if all(row[1].batch_size == 1 for row in rows):
+        del columns["items/s"]  # the same as requests
+    return _known_columns(result, "Throughput, use of the machine, memory in MiB", rows, columns)
+
+
+def _phases(result: Result, rows: Sequence[_Row]) -> RenderableType:
+    names: dict[str, None] = {}
+    for _, _, figures in rows:
+        names.update(dict.fromkeys(name for name in figures.times_s if name not in _SHOWN))
+    columns = {
+        {"gpu": "GPU time", "cpu": "CPU time"}.get(name, name): _median(name)
+        for name in sorted(names, key=lambda name: (name in _HIDDEN, list(names).index(name)))
+    }
+    return _known_columns(
+        result, "Where the time goes: median in ms (prefill and decode are in forward)", rows, columns
+    )
+
+
+def _known_columns(
+    result: Result, title: str, rows: Sequence[_Row], columns: dict[str, Callable[[Figures], str]]
+) -> RenderableType:
+    """A table of those columns in which something is known."""
+    usable = {name: cell for name, cell in columns.items() if any(cell(figures) for *_, figures in rows)}
+    if not usable:
+        return Text()
+    table = _table(result, title, rows)
+    for name in usable:
+        table.add_column(name, justify="right")
+    for row in rows:
+        table.add_row(*_heads(result, row), *(cell(row[2]) for cell in usable.values()))
+    return table
+
+
+def _remarks(result: Result, rows: Sequence[_Row]) -> list[Text]:
+    found = []
+    for target in result.targets:
+        for length, scaling in scaling_of(target).items():
+            found.append(Text(f"{target.label}{_at(length)}: {_scales(scaling)}"))
+    for target, configuration, _ in rows:
+        name = f"{target.label}, batch {configuration.batch_size}"
+        if configuration.failure is not None:
+            found.append(Text(f"{name}: {_reason(configuration.failure)}", "red"))
+        found.extend(Text(f"{name}: {count} times {kind}", "red") for kind, count in configuration.errors.items())
+    found.extend(Text(note, "yellow") for note in result.notes)
+    if result.partial:
+        found.append(Text("Partial: the run was interrupted, and this is what was measured until then.", "bold yellow"))
+    return found
+
+
+def _at(length: int | None) -> str:
+    return "" if length is None else f" at {length} tokens"
+
+
+def _scales(scaling: Scaling) -> str:
+    """What the batch size does, in a sentence."""
+    least, most = scaling.batch_sizes[0], scaling.batch_sizes[-1]
+    gain = scaling.efficiency[-1] * most / least
+    text = f"batch {most} gives {gain:.2f} times the items/s of batch {least} (efficiency {scaling.efficiency[-1]:.0%})"
+    text += f"; the knee is at batch {scaling.knee}"
+    if scaling.saturated is not None:
+        text += f", saturated from {scaling.saturated} on"
+    for size, off in scaling.uneven.items():
+        text += f"; batch {size} takes {abs(off):.0%} {'more' if off > 0 else 'less'} than the line of the others"
+    return text
+
+
+def _table(result: Result, title: str, rows: Sequence[_Row]) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    if len(result.targets) > 1:
+        table.add_column("")
+    table.add_column("batch", justify="right")
+    if any(configuration.input_tokens is not None for _, configuration, _ in rows):
+        table.add_column("tokens", justify="right")
+    return table
+
+
+def _heads(result: Result, row: _Row) -> list[str]:
+    target, configuration, _ = row
+    key = _key(result, target)
+    heads = [key] if key else []
+    heads.append(str(configuration.batch_size))
+    if result.workload.input_tokens:
+        heads.append(str(configuration.input_tokens or ""))
+    return heads
+
+
+def _outcome(configuration: Configuration) -> str:
+    if configuration.failure is not None:
+        return "out of memory" if configuration.failure.out_of_memory else "failed"
+    if configuration.partial:
+        return "(partial)"
+    return "" if configuration.warmup is None or configuration.warmup.steady else "(not steady)"
+
+
+def _reason(failure: Failure) -> str:
+    lines = failure.message.strip().splitlines()
+    said = lines[0] if lines else failure.type
+    return said if failure.type == "TargetError" else f"{failure.type}: {said}"
+
+
+def _times(summary: Summary) -> tuple[str, ...]:
+    mean = _milliseconds(summary.mean.value)
+    if summary.mean.low is not None and summary.mean.high is not None:
+        mean += f" [{_milliseconds(summary.mean.low)}..{_milliseconds(summary.mean.high)}]"
+    deviation = "" if summary.deviation is None else _milliseconds(summary.deviation.value)
+    return (mean, deviation, *(_milliseconds(e.value) for e in (summary.p50, summary.p90, summary.p95, summary.p99)))
+
+
+def _milliseconds(seconds: float) -> str:
+    return _number(seconds * 1e3)
+
+
+def _median(name: str) -> Callable[[Figures], str]:
+    return lambda figures: _milliseconds(figures.times_s[name].p50.value) if name in figures.times_s else ""
+
+
+def _estimate(estimate: Estimate | None) -> str:
+    return "" if estimate is None else _number(estimate.value)
+
+
+def _number(value: float | None) -> str:
+    """Three digits that count."""
+    if value is None:
+        return ""
+    if abs(value) >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}" if abs(value) >= 1 else f"{value:.3g}"
+
+
+def _share(value: float | None) -> str:
+    return "" if value is None else f"{value:.0%}"
+
+
+def _mib(value: Any) -> str:
+    return "" if value is None else f"{value / _MIB:,.0f}"
