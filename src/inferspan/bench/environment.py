@@ -14,6 +14,7 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
+from inferspan import semconv
 from inferspan.bench.results import Environment, Scalar
 from inferspan.devices import reader as r
 from inferspan.devices.sampler import Snapshot
@@ -67,11 +68,10 @@ def _machine() -> dict[str, Scalar]:
 
 
 def _device(device: r.Device, sample: r.Sample) -> dict[str, Scalar]:
-    facts = {name.rpartition(".")[2]: value for name, value in device.facts.items()}
     return {
         "name": device.name or None,
         "uuid": device.id,
-        **facts,
+        "driver": device.facts.get(semconv.HW_DRIVER_VERSION),
         "memory_bytes": _whole(sample.get(r.MEMORY_LIMIT)),
         "power_limit_w": sample.get(r.POWER_LIMIT),
         "sm_clock_hz": sample.get(r.SM_CLOCK),

@@ -17,7 +17,7 @@ from typing import Any
 
 from inferspan.bench.recorder import REQUEST, Request
 
-_FAILURES_MAX = 3
+FAILURES_MAX = 3
 """Failures one after the other that end a turn."""
 _POLL_S = 0.2
 
@@ -77,7 +77,7 @@ class Load:
             now = perf_counter()
             error = self._ask(turn, asked, next(turn.batches), now)
             failures = failures + 1 if error is not None else 0
-            if error is not None and (is_fatal(error) or failures >= _FAILURES_MAX):
+            if error is not None and (is_fatal(error) or failures >= FAILURES_MAX):
                 asked.failure = error
                 return
 
@@ -105,7 +105,7 @@ class Load:
                 with lock:
                     running -= 1
                     failures = failures + 1 if error is not None else 0
-                    if error is not None and (is_fatal(error) or failures >= _FAILURES_MAX):
+                    if error is not None and (is_fatal(error) or failures >= FAILURES_MAX):
                         asked.failure = asked.failure or error
                         stop.set()
 

@@ -20,7 +20,7 @@ from typing import Any, Protocol
 from inferspan import semconv
 from inferspan.bench import targets
 from inferspan.bench.environment import environment
-from inferspan.bench.load import Asked, Load, Turn
+from inferspan.bench.load import FAILURES_MAX, Asked, Load, Turn
 from inferspan.bench.monitor import Monitor
 from inferspan.bench.recorder import Recorder, Request
 from inferspan.bench.results import (
@@ -177,22 +177,23 @@ class _Run:
         if before is not None and after is not None:
             told.load_resident_bytes = after - before
         told.idle = self._rest("idle", self._plan.idle_s, told.label)
-        try:
-            self._cold(target, told)
-        except Exception as error:  # noqa: BLE001 - the target's own
-            told.failure = _failure(error)
-            return None
+        self._cold(target, told)
         return _Loaded(target, told)
 
     def _cold(self, target: targets.Target, told: Target) -> None:
         input_tokens, batch_size = _sweep(self._workload)[0]
-        call, found = self._caller(target, input_tokens, batch_size, count=1)
+        try:
+            call, found = self._caller(target, input_tokens, batch_size, count=1)
+        except WorkloadError:
+            return  # which its configuration will tell
         self._progress.begin("cold", told.label)
         with self._monitor.stage("cold", told.label):
             asked = self._load.run(self._turn(call, found, 0, 1, 1, float("inf"), closed=True), lambda error: True)
         self._end_if_interrupted(asked)
         if asked.failure is not None:
-            raise asked.failure
+            failure = _failure(asked.failure)
+            self._note(f"{told.label}: the first call failed: {failure.type}: {failure.message}")
+            targets.free()
         told.cold = self._recorder.take().samples(asked.requests)
 
     # -- one point of the sweep ----------------------------------------------------------------------------------------
@@ -232,41 +233,33 @@ class _Run:
             except WorkloadError as error:
                 configuration.failure = _failure(error)
                 return
-            began = perf_counter()
-            while True:
-                spent_s = perf_counter() - began
-                warmup.steady = is_steady(warmup.latency_s)
-                if warmup.steady:
-                    warmup.reason = f"steady after {len(warmup.latency_s)} requests"
-                    break
-                if len(warmup.latency_s) >= workload.warmup_requests_max or spent_s >= workload.warmup_duration_max_s:
-                    warmup.reason = f"not steady after {len(warmup.latency_s)} requests and {spent_s:.1f} s"
-                    break
-                self._progress.advanced(
-                    min(
-                        1.0,
-                        max(
-                            len(warmup.latency_s) / workload.warmup_requests_max,
-                            spent_s / workload.warmup_duration_max_s,
-                        ),
-                    )
-                )
-                if not self._warm_up_once(point, warmup):
-                    break
+            self._until_steady(point, warmup)
         self._recorder.take()  # these do not count
 
-    def _warm_up_once(self, point: _Point, warmup: Warmup) -> bool:
-        """One request; false where it failed for good."""
+    def _until_steady(self, point: _Point, warmup: Warmup) -> None:
         assert point.call is not None
-        started = perf_counter()
-        try:
-            point.call(next(point.batches))
-        except Exception as error:  # noqa: BLE001 - the target's own
-            point.configuration.failure = _failure(error)
-            targets.free()
-            return False
-        warmup.latency_s.append(perf_counter() - started)
-        return True
+        workload = self._workload
+        began, failures = perf_counter(), 0
+        while True:
+            count, spent_s = len(warmup.latency_s), perf_counter() - began
+            warmup.steady = is_steady(warmup.latency_s)
+            share = max(count / workload.warmup_requests_max, spent_s / workload.warmup_duration_max_s)
+            if warmup.steady or share >= 1:
+                warmup.reason = f"{'' if warmup.steady else 'not '}steady after {count} requests and {spent_s:.1f} s"
+                return
+            self._progress.advanced(share)
+            started = perf_counter()
+            try:
+                point.call(next(point.batches))
+            except Exception as error:  # noqa: BLE001 - the target's own
+                failures += 1
+                if failures >= FAILURES_MAX or _ends_configuration(error):
+                    point.configuration.failure = _failure(error)
+                    targets.free()
+                    return
+            else:
+                failures = 0
+                warmup.latency_s.append(perf_counter() - started)
 
     def _take_turn(self, point: _Point, turn: int, turns: int) -> None:
         assert point.call is not None
@@ -419,7 +412,8 @@ def _ends_configuration(error: BaseException) -> bool:
 
 def _failure(error: BaseException) -> Failure:
     kind = type(error)
-    name = kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__name__}"
+    is_plain = kind.__module__ == "builtins" or isinstance(error, WorkloadError)
+    name = kind.__name__ if is_plain else f"{kind.__module__}.{kind.__name__}"
     return Failure(name, str(error)[:_MESSAGE_MAX], out_of_memory(error) is not None)
 
 

@@ -6,15 +6,22 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from rich import box
-from rich.console import Console, Group, RenderableType
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from inferspan.bench.comparison import Comparison, Verdict
 from inferspan.bench.figures import Figures, figures_of, scaling_of
 from inferspan.bench.results import Configuration, Failure, Result, Target
 from inferspan.bench.statistics import Estimate, Scaling, Summary
 
 _SHOWN = {"latency": "whole", "time_to_first_token": "first token", "inter_token": "between tokens"}
+_STYLES = {
+    Verdict.REGRESSION: "bold red",
+    Verdict.IMPROVEMENT: "green",
+    Verdict.UNCHANGED: "",
+    Verdict.UNCLEAR: "yellow",
+}
 _HIDDEN = ("gpu", "cpu")
 _MIB = 1 << 20
 
@@ -32,11 +39,61 @@ def show(console: Console, result: Result) -> None:
     ]
     rows.sort(key=lambda row: (row[1].input_tokens or 0, row[1].batch_size))
     if rows:
-        console.print()
-        console.print(_latencies(result, rows))
-        console.print(_rates(result, rows))
-        console.print(_phases(result, rows))
-    console.print(Group(*_remarks(result, rows)))
+        for title, table in (
+            ("Latency in ms, of a request with its whole batch; mean with 95 % interval", _latencies(result, rows)),
+            ("Throughput, use of the machine, memory in MiB", _rates(result, rows)),
+            ("Where the time goes: median in ms (prefill and decode are in forward)", _phases(result, rows)),
+        ):
+            if table is not None:
+                console.print()
+                console.print(title, style="bold")
+                console.print(table)
+    for remark in _remarks(result, rows):
+        console.print(remark)
+
+
+def show_comparison(console: Console, comparison: Comparison, took_turns: bool = False) -> None:
+    """Print what differs, and the verdict in the last line. ``took_turns``: of targets A and B of one run."""
+    heads = ("B", "A") if took_turns else ("baseline", "here")
+    words = {Verdict.REGRESSION: "worse", Verdict.IMPROVEMENT: "better"} if took_turns else {}
+    console.print()
+    console.print(f"{comparison.candidate} against {comparison.baseline}", style="bold")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in ("", "figure", *heads, "change", "p", "verdict"):
+        table.add_column(name, justify="right" if name in (*heads, "change", "p") else "left")
+    place = ""
+    for row in comparison.rows:
+        name = (
+            row.configuration
+            if len({each.target for each in comparison.rows}) < 2
+            else f"{row.target}, {row.configuration}"
+        )
+        table.add_row(
+            name if name != place else "",
+            row.figure,
+            _quantity(row.baseline, row.unit),
+            _quantity(row.candidate, row.unit),
+            _change(row.change),
+            "" if row.p_value is None else "<0.001" if row.p_value < 0.001 else f"{row.p_value:.3f}",
+            Text(
+                " · ".join(filter(None, (words.get(row.verdict, row.verdict.value), row.reason))), _STYLES[row.verdict]
+            ),
+        )
+        place = name
+    console.print(table)
+    for difference in comparison.differences:
+        console.print(f"differs: {difference}", style="yellow")
+    for note in () if took_turns else comparison.notes:  # those of the run, which were printed with it
+        console.print(note, style="yellow")
+    if took_turns:
+        return
+    count = len(comparison.regressions)
+    if count:
+        console.print(
+            f"{count} regression{'s' if count > 1 else ''} of {comparison.threshold:.0%} or more", style="bold red"
+        )
+    else:
+        console.print(f"no regression of {comparison.threshold:.0%} or more", style="bold green")
 
 
 def _key(result: Result, target: Target) -> str:
@@ -69,7 +126,7 @@ def _about(key: str, target: Target) -> Text:
 
 
 def _latencies(result: Result, rows: Sequence[_Row]) -> Table:
-    table = _table(result, "Latency in ms, of a request with its whole batch; mean with 95 % interval", rows)
+    table = _table(result, rows)
     for name in ("", "requests", "mean", "± sd", "P50", "P90", "P95", "P99"):
         table.add_column(name, justify="left" if not name else "right", no_wrap=True)
     for row in rows:
@@ -85,7 +142,7 @@ def _latencies(result: Result, rows: Sequence[_Row]) -> Table:
     return table
 
 
-def _rates(result: Result, rows: Sequence[_Row]) -> RenderableType:
+def _rates(result: Result, rows: Sequence[_Row]) -> Table | None:
     columns: dict[str, Callable[[Figures], str]] = {
         "requests/s": lambda f: _estimate(f.requests_per_s),
         "items/s": lambda f: _estimate(f.items_per_s),
@@ -104,10 +161,10 @@ def _rates(result: Result, rows: Sequence[_Row]) -> RenderableType:
     }
     if all(row[1].batch_size == 1 for row in rows):
         del columns["items/s"]  # the same as requests
-    return _known_columns(result, "Throughput, use of the machine, memory in MiB", rows, columns)
+    return _known_columns(result, rows, columns)
 
 
-def _phases(result: Result, rows: Sequence[_Row]) -> RenderableType:
+def _phases(result: Result, rows: Sequence[_Row]) -> Table | None:
     names: dict[str, None] = {}
     for _, _, figures in rows:
         names.update(dict.fromkeys(name for name in figures.times_s if name not in _SHOWN))
@@ -115,19 +172,15 @@ def _phases(result: Result, rows: Sequence[_Row]) -> RenderableType:
         {"gpu": "GPU time", "cpu": "CPU time"}.get(name, name): _median(name)
         for name in sorted(names, key=lambda name: (name in _HIDDEN, list(names).index(name)))
     }
-    return _known_columns(
-        result, "Where the time goes: median in ms (prefill and decode are in forward)", rows, columns
-    )
+    return _known_columns(result, rows, columns)
 
 
-def _known_columns(
-    result: Result, title: str, rows: Sequence[_Row], columns: dict[str, Callable[[Figures], str]]
-) -> RenderableType:
+def _known_columns(result: Result, rows: Sequence[_Row], columns: dict[str, Callable[[Figures], str]]) -> Table | None:
     """A table of those columns in which something is known."""
     usable = {name: cell for name, cell in columns.items() if any(cell(figures) for *_, figures in rows)}
     if not usable:
-        return Text()
-    table = _table(result, title, rows)
+        return None
+    table = _table(result, rows)
     for name in usable:
         table.add_column(name, justify="right")
     for row in rows:
@@ -168,8 +221,8 @@ def _scales(scaling: Scaling) -> str:
     return text
 
 
-def _table(result: Result, title: str, rows: Sequence[_Row]) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+def _table(result: Result, rows: Sequence[_Row]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     if len(result.targets) > 1:
         table.add_column("")
     table.add_column("batch", justify="right")
@@ -199,7 +252,7 @@ def _outcome(configuration: Configuration) -> str:
 def _reason(failure: Failure) -> str:
     lines = failure.message.strip().splitlines()
     said = lines[0] if lines else failure.type
-    return said if failure.type == "TargetError" else f"{failure.type}: {said}"
+    return said if failure.type in ("TargetError", "WorkloadError") else f"{failure.type}: {said}"
 
 
 def _times(summary: Summary) -> tuple[str, ...]:
@@ -208,6 +261,24 @@ def _times(summary: Summary) -> tuple[str, ...]:
         mean += f" [{_milliseconds(summary.mean.low)}..{_milliseconds(summary.mean.high)}]"
     deviation = "" if summary.deviation is None else _milliseconds(summary.deviation.value)
     return (mean, deviation, *(_milliseconds(e.value) for e in (summary.p50, summary.p90, summary.p95, summary.p99)))
+
+
+def _quantity(value: float | None, unit: str) -> str:
+    if value is None:
+        return ""
+    if unit == "s":
+        return f"{_milliseconds(value)} ms"
+    if unit == "By":
+        return f"{_mib(value)} MiB"
+    return f"{value:.1%}" if unit == "1" else f"{_number(value)} {unit.replace('1/', '/')}"
+
+
+def _change(change: Estimate | None) -> str:
+    if change is None:
+        return ""
+    if change.low is None or change.high is None:
+        return f"{change.value:+.1%}"
+    return f"{change.value:+.1%} [{change.low:+.1%}..{change.high:+.1%}]"
 
 
 def _milliseconds(seconds: float) -> str:

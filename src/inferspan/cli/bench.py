@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import sys
 import warnings
@@ -76,7 +77,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     out = parser.add_argument_group("result")
     out.add_argument("--save", type=Path, metavar="FILE", help="write the result; gzipped if the name ends in .gz")
     out.add_argument("--compare", type=Path, metavar="FILE", help="with this baseline; exit code 1 on a regression")
-    out.add_argument("--threshold", type=_above_zero, metavar="PERCENT", help="what counts as one (default: 15)")
+    out.add_argument(
+        "--threshold", type=_above_zero, default=15.0, metavar="PERCENT", help="what counts as one (default: 15)"
+    )
+    out.add_argument("--force", action="store_true", help="compare even what was measured under other conditions")
     out.add_argument("--json", action="store_true", help="the result on standard output, in place of tables")
     out.add_argument("--quiet", action="store_true", help="no progress, no tables")
     out.add_argument(
@@ -239,18 +243,37 @@ def _tell(options: argparse.Namespace, result: Result, baseline: Result | None) 
 
     from rich.console import Console
 
-    from inferspan.bench import figures, tables
+    from inferspan.bench import comparison, figures, tables
 
+    threshold, refused = options.threshold / 100, ""
+    compared = comparison.against(result, threshold=threshold)
+    try:
+        if baseline is not None:
+            compared.append(comparison.compare(baseline, result, threshold=threshold, force=options.force))
+    except comparison.IncomparableError as error:
+        refused = str(error)
     if options.json:
-        print(json.dumps(figures.as_json(result), indent=2))
+        found = {**figures.as_json(result), "comparisons": [dataclasses.asdict(each) for each in compared]}
+        print(json.dumps(found, indent=2))
     elif not options.quiet:
-        tables.show(Console(highlight=False, markup=False), result)
+        console = Console(highlight=False, markup=False)
+        tables.show(console, result)
+        for each in compared:
+            tables.show_comparison(console, each, took_turns=each.candidate == result.targets[0].label)
+    if refused:
+        raise CommandError(f"--compare {options.compare}: {refused}. --force compares all the same")
     if result.partial:
         return 130
-    measured = any(
-        configuration.samples.latency_s for target in result.targets for configuration in target.configurations
-    )
-    return 0 if measured else 1
+    if not any(configuration.samples.latency_s for target in result.targets for configuration in target.configurations):
+        raise CommandError(_why_nothing(result))
+    return 1 if baseline is not None and compared[-1].regressions else 0
+
+
+def _why_nothing(result: Result) -> str:
+    """The first reason for which nothing was measured."""
+    failures = [target.failure for target in result.targets]
+    failures += [configuration.failure for target in result.targets for configuration in target.configurations]
+    return next((f"nothing was measured: {failure.message}" for failure in failures if failure), "nothing was measured")
 
 
 # -- numbers on the command line ---------------------------------------------------------------------------------------
