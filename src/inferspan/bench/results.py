@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import gzip
+import inspect
 import json
 import os
 from collections.abc import Callable
@@ -49,7 +50,7 @@ Seconds = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=0)]
 Scalar = bool | int | float | str | None
-_STRICT = ConfigDict(strict=True, allow_inf_nan=False)
+_STRICT = ConfigDict(strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class FormatError(ValueError):
@@ -398,10 +399,30 @@ def to_document(result: Result) -> dict[str, Any]:
 
 def schema() -> dict[str, Any]:
     """The JSON schema of the format, as ``docs/bench-result.schema.json`` has it."""
-    found = _ADAPTER.json_schema()
+    found: dict[str, Any] = _bare(_ADAPTER.json_schema())
+    parts = {name: {"description": _about(name), **part} for name, part in found.pop("$defs").items()}
     found["properties"]["format"]["const"] = FORMAT
     found["properties"]["version"]["const"] = VERSION
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "Result of inferspan bench", **found}
+    found = {**found, "title": "Result of inferspan bench", "description": _about("Result"), "$defs": parts}
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **dict(sorted(found.items(), reverse=True))}
+
+
+def _about(name: str) -> str:
+    """What a class is for; pydantic says it only from 2.13 on."""
+    return inspect.cleandoc(globals()[name].__doc__)
+
+
+def _bare(part: Any, names: bool = False) -> Any:
+    """Without the titles that repeat the fields' names. ``names``: the keys of this part are fields."""
+    if isinstance(part, dict):
+        return {
+            name: _bare(value, name in ("properties", "$defs"))
+            for name, value in part.items()
+            if names or name != "title"
+        }
+    if isinstance(part, list):
+        return [_bare(item) for item in part]
+    return int(part) if isinstance(part, float) and part.is_integer() else part
 
 
 def _plain(value: Any) -> Any:
