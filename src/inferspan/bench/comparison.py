@@ -214,9 +214,9 @@ class _Figure:
 _FIGURES = (
     _Figure("latency P50", "latency_s", 0.50),
     _Figure("latency P95", "latency_s", 0.95),
-    _Figure("time to first token P50", "time_to_first_token_s", 0.50),
-    _Figure("time per output token P50", "time_per_output_token_s", 0.50),
-    _Figure("items per second"),
+    _Figure("first token P50", "time_to_first_token_s", 0.50),
+    _Figure("per token P50", "time_per_output_token_s", 0.50),
+    _Figure("items/s"),
 )
 
 
@@ -281,7 +281,7 @@ def _errors(row: Row, one: Configuration, other: Configuration) -> Row:
     kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(other.errors.items()))
     return dataclasses.replace(
         row,
-        figure="failed requests",
+        figure="failed",
         unit="1",
         baseline=failed / total if total else None,
         candidate=failed_here / total_here if total_here else None,
@@ -293,8 +293,8 @@ def _errors(row: Row, one: Configuration, other: Configuration) -> Row:
 def _memory(row: Row, one: Configuration, other: Configuration, threshold: float) -> Iterator[Row]:
     """Peaks are one number each, and nearly the same in each run: the threshold alone decides."""
     for figure, column in (
-        ("device memory peak", "device_peak_bytes"),
-        ("resident memory peak", "resident_peak_bytes"),
+        ("device peak", "device_peak_bytes"),
+        ("resident peak", "resident_peak_bytes"),
     ):
         before, after = getattr(one, column), getattr(other, column)
         if before and after:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from inferspan.bench import wording
 from inferspan.bench.comparison import Comparison, Verdict
 from inferspan.bench.figures import Figures, figures_of, scaling_of
-from inferspan.bench.results import Configuration, Failure, Result, Target
-from inferspan.bench.statistics import Estimate, Scaling, Summary
+from inferspan.bench.results import Configuration, Result, Target
+from inferspan.bench.statistics import Estimate, Summary
 
 _SHOWN = {"latency": "whole", "time_to_first_token": "first token", "inter_token": "between tokens"}
 _STYLES = {
@@ -23,7 +23,6 @@ _STYLES = {
     Verdict.UNCLEAR: "yellow",
 }
 _HIDDEN = ("gpu", "cpu")
-_MIB = 1 << 20
 
 _Row = tuple[Target, Configuration, Figures]
 
@@ -71,9 +70,9 @@ def show_comparison(console: Console, comparison: Comparison, took_turns: bool =
         table.add_row(
             name if name != place else "",
             row.figure,
-            _quantity(row.baseline, row.unit),
-            _quantity(row.candidate, row.unit),
-            _change(row.change),
+            wording.quantity(row.baseline, row.unit),
+            wording.quantity(row.candidate, row.unit),
+            wording.change(row.change),
             "" if row.p_value is None else "<0.001" if row.p_value < 0.001 else f"{row.p_value:.3f}",
             Text(
                 " · ".join(filter(None, (words.get(row.verdict, row.verdict.value), row.reason))), _STYLES[row.verdict]
@@ -117,11 +116,11 @@ def _about(key: str, target: Target) -> Text:
     if target.load_s is not None:
         text.append(f"\n  loaded in {target.load_s:.2f} s", "dim not bold")
     if target.cold.latency_s:
-        text.append(f", first call {_milliseconds(target.cold.latency_s[0])} ms", "dim not bold")
+        text.append(f", first call {wording.milliseconds(target.cold.latency_s[0])} ms", "dim not bold")
     if target.idle is not None and target.idle.resident_bytes is not None:
-        text.append(f", at rest {target.idle.resident_bytes / _MIB:.0f} MiB resident", "dim not bold")
+        text.append(f", at rest {target.idle.resident_bytes / wording.MIB:.0f} MiB resident", "dim not bold")
     if target.failure is not None:
-        text.append(f"\n  failed: {_reason(target.failure)}", "red not bold")
+        text.append(f"\n  failed: {wording.reason(target.failure)}", "red not bold")
     return text
 
 
@@ -132,10 +131,10 @@ def _latencies(result: Result, rows: Sequence[_Row]) -> Table:
     for row in rows:
         shown = [(title, row[2].times_s[name]) for name, title in _SHOWN.items() if name in row[2].times_s]
         if not shown:
-            table.add_row(*_heads(result, row), _outcome(row[1]))
+            table.add_row(*_heads(result, row), wording.outcome(row[1]))
         for number, (title, summary) in enumerate(shown):
             heads = _heads(result, row) if not number else [""] * len(_heads(result, row))
-            mark = f"{title} {_outcome(row[1])}".strip() if not number else title
+            mark = f"{title} {wording.outcome(row[1])}".strip() if not number else title
             table.add_row(*heads, mark, str(summary.count), *_times(summary))
         if len(shown) > 1:
             table.add_section()
@@ -146,18 +145,18 @@ def _rates(result: Result, rows: Sequence[_Row]) -> Table | None:
     columns: dict[str, Callable[[Figures], str]] = {
         "requests/s": lambda f: _estimate(f.requests_per_s),
         "items/s": lambda f: _estimate(f.items_per_s),
-        "tokens/s in": lambda f: _number(f.input_tokens_per_s),
-        "out": lambda f: _number(f.output_tokens_per_s),
-        "CPU": lambda f: _share(f.cpu_share),
-        "GPU": lambda f: _share(f.gpu_share),
-        "GFLOP/s": lambda f: _number(None if f.flops_per_s is None else f.flops_per_s / 1e9),
-        "MFU": lambda f: _share(f.flops_utilization),
-        "resident": lambda f: _mib(f.resident_peak_bytes),
-        "GPU peak": lambda f: _mib(f.device_peak_bytes),
-        "after": lambda f: _mib(f.device_bytes),
-        "fragm.": lambda f: _share(f.fragmentation),
-        "J/request": lambda f: _number(f.energy_per_request_j),
-        "J/token": lambda f: _number(f.energy_per_output_token_j),
+        "tokens/s in": lambda f: wording.number(f.input_tokens_per_s),
+        "out": lambda f: wording.number(f.output_tokens_per_s),
+        "CPU": lambda f: wording.share(f.cpu_share),
+        "GPU": lambda f: wording.share(f.gpu_share),
+        "GFLOP/s": lambda f: wording.number(None if f.flops_per_s is None else f.flops_per_s / 1e9),
+        "MFU": lambda f: wording.share(f.flops_utilization),
+        "resident": lambda f: wording.mebibytes(f.resident_peak_bytes),
+        "GPU peak": lambda f: wording.mebibytes(f.device_peak_bytes),
+        "after": lambda f: wording.mebibytes(f.device_bytes),
+        "fragm.": lambda f: wording.share(f.fragmentation),
+        "J/request": lambda f: wording.number(f.energy_per_request_j),
+        "J/token": lambda f: wording.number(f.energy_per_output_token_j),
     }
     if all(row[1].batch_size == 1 for row in rows):
         del columns["items/s"]  # the same as requests
@@ -192,33 +191,16 @@ def _remarks(result: Result, rows: Sequence[_Row]) -> list[Text]:
     found = []
     for target in result.targets:
         for length, scaling in scaling_of(target).items():
-            found.append(Text(f"{target.label}{_at(length)}: {_scales(scaling)}"))
+            found.append(Text(f"{target.label}{wording.at_length(length)}: {wording.scales(scaling)}"))
     for target, configuration, _ in rows:
         name = f"{target.label}, batch {configuration.batch_size}"
         if configuration.failure is not None:
-            found.append(Text(f"{name}: {_reason(configuration.failure)}", "red"))
+            found.append(Text(f"{name}: {wording.reason(configuration.failure)}", "red"))
         found.extend(Text(f"{name}: {count} times {kind}", "red") for kind, count in configuration.errors.items())
     found.extend(Text(note, "yellow") for note in result.notes)
     if result.partial:
         found.append(Text("Partial: the run was interrupted, and this is what was measured until then.", "bold yellow"))
     return found
-
-
-def _at(length: int | None) -> str:
-    return "" if length is None else f" at {length} tokens"
-
-
-def _scales(scaling: Scaling) -> str:
-    """What the batch size does, in a sentence."""
-    least, most = scaling.batch_sizes[0], scaling.batch_sizes[-1]
-    gain = scaling.efficiency[-1] * most / least
-    text = f"batch {most} gives {gain:.2f} times the items/s of batch {least} (efficiency {scaling.efficiency[-1]:.0%})"
-    text += f"; the knee is at batch {scaling.knee}"
-    if scaling.saturated is not None:
-        text += f", saturated from {scaling.saturated} on"
-    for size, off in scaling.uneven.items():
-        text += f"; batch {size} takes {abs(off):.0%} {'more' if off > 0 else 'less'} than the line of the others"
-    return text
 
 
 def _table(result: Result, rows: Sequence[_Row]) -> Table:
@@ -241,70 +223,21 @@ def _heads(result: Result, row: _Row) -> list[str]:
     return heads
 
 
-def _outcome(configuration: Configuration) -> str:
-    if configuration.failure is not None:
-        return "out of memory" if configuration.failure.out_of_memory else "failed"
-    if configuration.partial:
-        return "(partial)"
-    return "" if configuration.warmup is None or configuration.warmup.steady else "(not steady)"
-
-
-def _reason(failure: Failure) -> str:
-    lines = failure.message.strip().splitlines()
-    said = lines[0] if lines else failure.type
-    return said if failure.type in ("TargetError", "WorkloadError") else f"{failure.type}: {said}"
-
-
 def _times(summary: Summary) -> tuple[str, ...]:
-    mean = _milliseconds(summary.mean.value)
+    mean = wording.milliseconds(summary.mean.value)
     if summary.mean.low is not None and summary.mean.high is not None:
-        mean += f" [{_milliseconds(summary.mean.low)}..{_milliseconds(summary.mean.high)}]"
-    deviation = "" if summary.deviation is None else _milliseconds(summary.deviation.value)
-    return (mean, deviation, *(_milliseconds(e.value) for e in (summary.p50, summary.p90, summary.p95, summary.p99)))
-
-
-def _quantity(value: float | None, unit: str) -> str:
-    if value is None:
-        return ""
-    if unit == "s":
-        return f"{_milliseconds(value)} ms"
-    if unit == "By":
-        return f"{_mib(value)} MiB"
-    return f"{value:.1%}" if unit == "1" else f"{_number(value)} {unit.replace('1/', '/')}"
-
-
-def _change(change: Estimate | None) -> str:
-    if change is None:
-        return ""
-    if change.low is None or change.high is None:
-        return f"{change.value:+.1%}"
-    return f"{change.value:+.1%} [{change.low:+.1%}..{change.high:+.1%}]"
-
-
-def _milliseconds(seconds: float) -> str:
-    return _number(seconds * 1e3)
+        mean += f" [{wording.milliseconds(summary.mean.low)}..{wording.milliseconds(summary.mean.high)}]"
+    deviation = "" if summary.deviation is None else wording.milliseconds(summary.deviation.value)
+    return (
+        mean,
+        deviation,
+        *(wording.milliseconds(e.value) for e in (summary.p50, summary.p90, summary.p95, summary.p99)),
+    )
 
 
 def _median(name: str) -> Callable[[Figures], str]:
-    return lambda figures: _milliseconds(figures.times_s[name].p50.value) if name in figures.times_s else ""
+    return lambda figures: wording.milliseconds(figures.times_s[name].p50.value) if name in figures.times_s else ""
 
 
 def _estimate(estimate: Estimate | None) -> str:
-    return "" if estimate is None else _number(estimate.value)
-
-
-def _number(value: float | None) -> str:
-    """Three digits that count."""
-    if value is None:
-        return ""
-    if abs(value) >= 100:
-        return f"{value:,.0f}"
-    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}" if abs(value) >= 1 else f"{value:.3g}"
-
-
-def _share(value: float | None) -> str:
-    return "" if value is None else f"{value:.0%}"
-
-
-def _mib(value: Any) -> str:
-    return "" if value is None else f"{value / _MIB:,.0f}"
+    return "" if estimate is None else wording.number(estimate.value)
