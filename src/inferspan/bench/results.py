@@ -444,6 +444,13 @@ def _dotted(location: tuple[int | str, ...]) -> str:
 
 
 def _check_rows(result: Result, name: str) -> None:
+    line = result.timeline
+    for field_ in dataclasses.fields(line)[2:]:
+        rows = getattr(line, field_.name)
+        if rows and len(rows) != len(line.offset_s):
+            raise FormatError(
+                f'{name}: field "timeline.{field_.name}" has {len(rows)} rows, and offset_s {len(line.offset_s)}'
+            )
     for place, target in enumerate(result.targets):
         sets = {"cold": target.cold}
         for number, configuration in enumerate(target.configurations):
