@@ -244,11 +244,11 @@ class _Run:
         while True:
             count, spent_s = len(warmup.latency_s), perf_counter() - began
             warmup.steady = is_steady(warmup.latency_s)
-            share = max(count / workload.warmup_requests_max, spent_s / workload.warmup_duration_max_s)
-            if warmup.steady or share >= 1:
+            most, most_s = workload.warmup_requests_max, workload.warmup_duration_max_s
+            if warmup.steady or count >= most or spent_s >= most_s:
                 warmup.reason = f"{'' if warmup.steady else 'not '}steady after {count} requests and {spent_s:.1f} s"
                 return
-            self._progress.advanced(share)
+            self._progress.advanced(max(count / most, spent_s / most_s))
             started = perf_counter()
             try:
                 point.call(next(point.batches))
