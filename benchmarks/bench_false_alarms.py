@@ -4,9 +4,9 @@
     python benchmarks/bench_false_alarms.py files [--runs 100] [--slowed 30]
     python benchmarks/bench_false_alarms.py series [--runs 1000]
 
-``turns`` runs ``inferspan bench A --against A`` again and again, each time in a fresh process, then ``A`` with 20 % of
-its time added by ``sleep`` against ``A``. ``files`` runs ``inferspan bench A`` and compares each run with the next one,
-then runs of the slowed ``A`` with those before. A is a small network on one thread, at batch sizes 1 and 4.
+``turns`` does what ``inferspan bench A --against A`` does, again and again, each time in a fresh process, then the same
+with an ``A`` that sleeps for 20 % of its time. ``files`` does ``inferspan bench A`` and compares each run with the one
+before, then runs of the slowed ``A`` with runs of ``A``. A is a small network on one thread, at batch sizes 1 and 4.
 
 ``series`` needs no model: made-up latencies (log-normal, one in 33 with a long tail on top, autocorrelation of the
 first order), 5 configurations of 100 requests, compared in the same way. That is the test by itself, without what a
@@ -18,24 +18,21 @@ Printed are the comparisons with at least one regression: what would have failed
 from __future__ import annotations
 
 import argparse
-import os
-import subprocess
+import multiprocessing
 import sys
-import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from inferspan.bench import comparison
 from inferspan.bench.comparison import Comparison
-from inferspan.bench.results import Configuration, Environment, Result, Samples, Target, Workload, load
+from inferspan.bench.results import Configuration, Environment, Result, Samples, Target, Workload
 
 SLOWDOWN = 0.2
-BATCH_SIZES = "1,4"
+BATCH_SIZES = (1, 4)
 LIMIT_S = 120
 
 
@@ -81,39 +78,54 @@ def main() -> None:
                 f"autocorrelation {memory}, {SLOWDOWN:.0%} slower", (_series(seed, memory, 1.2) for seed in range(runs))
             )
         return
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "run.json"
-        if options.mode == "turns":
-            _told("with itself", (_turns("plain", path, options.requests) for _ in range(runs)))
-            _told(f"{SLOWDOWN:.0%} slower", (_turns("slowed", path, options.requests) for _ in range(options.slowed)))
-        else:
-            _told("with itself", _files("plain", runs, path, options.requests))
-            _told(f"{SLOWDOWN:.0%} slower", _files("slowed", options.slowed, path, options.requests))
-
-
-def _turns(name: str, path: Path, requests: int) -> Comparison:
-    run = _run(path, requests, f"bench_false_alarms:{name}", "--against", "bench_false_alarms:plain")
-    return comparison.against(run)[0]
-
-
-def _files(name: str, count: int, path: Path, requests: int) -> Iterator[Comparison]:
-    before = _run(path, requests, "bench_false_alarms:plain")
-    for _ in range(count):
-        after = _run(path, requests, f"bench_false_alarms:{name}")
-        yield comparison.compare(before, after)
-        before = after if name == "plain" else _run(path, requests, "bench_false_alarms:plain")
-
-
-def _run(path: Path, requests: int, *target: str) -> Result:
-    command = [sys.executable, "-m", "inferspan.cli", "bench", *target, "--batch-sizes", BATCH_SIZES, "--quiet"]
-    command += ["--requests", str(requests), "--idle", "0", "--save", str(path)]
-    environ = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        command, env=environ, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=LIMIT_S, check=False
+    context = multiprocessing.get_context(
+        "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else None
     )
-    if done.returncode:
-        sys.exit(f"{' '.join(command)} ended with {done.returncode}:\n{done.stderr[-2000:]}")
-    return load(path)
+    if context.get_start_method() == "forkserver":
+        context.set_forkserver_preload(["torch", "inferspan.bench.runner"])  # imported once, for all processes
+    with context.Pool(1, maxtasksperchild=1) as pool:
+
+        def run(*names: str) -> Result:
+            found = pool.apply_async(_measured, (names, options.requests)).get(timeout=LIMIT_S)
+            assert isinstance(found, Result)
+            return found
+
+        if options.mode == "turns":
+            _told("with itself", (comparison.against(run("plain", "plain"))[0] for _ in range(runs)))
+            slow = (comparison.against(run("slowed", "plain"))[0] for _ in range(options.slowed))
+            _told(f"{SLOWDOWN:.0%} slower", slow)
+        else:
+            _told("with itself", _files(run, "plain", runs))
+            _told(f"{SLOWDOWN:.0%} slower", _files(run, "slowed", options.slowed))
+
+
+def _files(run: Callable[[str], Result], name: str, count: int) -> Iterator[Comparison]:
+    before = run("plain")
+    for _ in range(count):
+        after = run(name)
+        yield comparison.compare(before, after)
+        before = after if name == "plain" else run("plain")
+
+
+def _measured(names: Sequence[str], requests: int) -> Result:
+    """One run of these targets, in this process."""
+    from opentelemetry.sdk.resources import Resource
+
+    from inferspan.bench import runner
+    from inferspan.bench.progress import Silent
+    from inferspan.bench.recorder import Recorder
+    from inferspan.bench.targets import Specification
+
+    workload = Workload(
+        "closed", batch_sizes=list(BATCH_SIZES), requests=requests, warmup_requests_max=200, warmup_duration_max_s=10.0
+    )
+    specifications = [Specification(f"bench_false_alarms:{name}") for name in names]
+    recorder = Recorder(Resource.create())
+    recorder.start()
+    try:
+        return runner.run(runner.Plan(specifications, workload, [], idle_s=0.0, cooldown_s=0.0), recorder, Silent())
+    finally:
+        recorder.stop()
 
 
 def _series(seed: int, memory: float, factor: float) -> Comparison:
