@@ -86,6 +86,8 @@ class Comparison:
     baseline: str
     candidate: str
     threshold: float = THRESHOLD
+    took_turns: bool = False
+    """Whether these are two targets of one run, of which neither need be the older one."""
     rows: list[Row] = field(default_factory=list)
     differences: list[Difference] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -94,6 +96,11 @@ class Comparison:
     def regressions(self) -> list[Row]:
         """What a build should fail for."""
         return [row for row in self.rows if row.verdict is Verdict.REGRESSION]
+
+    @property
+    def unclear(self) -> list[Row]:
+        """What more requests would tell."""
+        return [row for row in self.rows if row.verdict is Verdict.UNCLEAR]
 
 
 class IncomparableError(ValueError):
@@ -116,7 +123,7 @@ def compare(baseline: Result, candidate: Result, *, threshold: float = THRESHOLD
         raise IncomparableError("; ".join(refusing))
     for side, run in (("baseline", baseline), ("here", candidate)):
         found.notes += [f"{side}: {note}" for note in (["interrupted"] if run.partial else []) + run.notes]
-    _fill(found, pairs, took_turns=False)
+    _fill(found, pairs)
     return found
 
 
@@ -125,8 +132,8 @@ def against(result: Result, *, threshold: float = THRESHOLD) -> list[Comparison]
     found = []
     for baseline in result.targets[1:]:
         candidate = result.targets[0]
-        comparison = Comparison(baseline.label, candidate.label, threshold, notes=list(result.notes))
-        _fill(comparison, [(baseline, candidate)], took_turns=True)
+        comparison = Comparison(baseline.label, candidate.label, threshold, took_turns=True)
+        _fill(comparison, [(baseline, candidate)])
         found.append(comparison)
     return found
 
@@ -156,8 +163,8 @@ def _pairs(baseline: Result, candidate: Result, notes: list[str]) -> list[tuple[
     return [(old[label], new[label]) for label in old if label in new]
 
 
-def _fill(found: Comparison, pairs: list[tuple[Target, Target]], *, took_turns: bool) -> None:
-    rows = [row for before, after in pairs for row in _rows(before, after, found, took_turns)]
+def _fill(found: Comparison, pairs: list[tuple[Target, Target]]) -> None:
+    rows = [row for before, after in pairs for row in _rows(before, after, found)]
     corrected = iter(holm([row.p_value for row in rows if row.p_value is not None]))
     found.rows = [_judged(row, next(corrected), found.threshold) if row.p_value is not None else row for row in rows]
 
@@ -174,7 +181,7 @@ def _judged(row: Row, p_value: float, threshold: float) -> Row:
     return dataclasses.replace(row, p_value=p_value, verdict=verdict)
 
 
-def _rows(before: Target, after: Target, found: Comparison, took_turns: bool) -> Iterator[Row]:
+def _rows(before: Target, after: Target, found: Comparison) -> Iterator[Row]:
     """All figures, with raw p-values; and notes on what cannot be compared."""
     if before.failure or after.failure:
         yield _failed(Row(after.label, "all", "runs"), before.failure, after.failure)
@@ -194,8 +201,8 @@ def _rows(before: Target, after: Target, found: Comparison, took_turns: bool) ->
         if one.errors or other.errors:
             yield _errors(row, one, other)
         for figure in _FIGURES:
-            yield from _tested(row, figure, one, other, took_turns)
-        if not took_turns:  # targets in one process share its memory
+            yield from _tested(row, figure, one, other, found.took_turns)
+        if not found.took_turns:  # targets in one process share its memory
             yield from _memory(row, one, other, found.threshold)
 
 

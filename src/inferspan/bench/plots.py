@@ -43,6 +43,8 @@ _STAGE_COLORS = {
 }
 _POINTS_MAX = 3000
 _BOX_MAX = 500
+_LOGARITHMIC = {"type": "log", "dtick": "D2", "tickformat": ",~g"}
+"""An axis with a mark at 1, 2 and 5 of each power of ten."""
 _MIB = 1 << 20
 
 
@@ -88,14 +90,7 @@ def tokens(lines: Sequence[Line]) -> Plot | None:
             points = [(c.batch_size, f.times_s[name].p50) for c, f in line.points if name in f.times_s]
             if points:
                 traces.append(_against_batch(line, f"{line.name}, {label}", points, 1e3, "%{y:.4g} ms", dash))
-    y = {
-        "title": {"text": "ms, P50"},
-        "type": "log",
-        "minor": {"showgrid": False},
-        "dtick": 1,
-        "exponentformat": "none",
-    }
-    return _plot(traces, x=_batch_axis(lines), y=y) if traces else None
+    return _plot(traces, x=_batch_axis(lines), y={"title": {"text": "ms, P50"}, **_LOGARITHMIC}) if traces else None
 
 
 def distribution(lines: Sequence[Line]) -> Plot:
@@ -122,7 +117,7 @@ def distribution(lines: Sequence[Line]) -> Plot:
                 }
             )
     x_axis = {"title": {"text": "batch size"}, "type": "category"}
-    plot = _plot(traces, x=x_axis, y={"title": {"text": "ms"}, "type": "log", "exponentformat": "none"})
+    plot = _plot(traces, x=x_axis, y={"title": {"text": "ms"}, **_LOGARITHMIC})
     plot["layout"]["boxmode"] = "group"
     return plot
 
@@ -183,11 +178,10 @@ def timeline(result: Result, colors: dict[str, str]) -> Plot:
     }
     for number, (unit, found) in enumerate(rows, 1):
         axis = "" if number == 1 else str(number)
-        layout[f"yaxis{axis}"] = {"title": {"text": unit}, "type": "log" if unit == "ms" else "linear"}
-        if unit == "ms":
-            layout[f"yaxis{axis}"]["exponentformat"] = "none"
-        else:
-            layout[f"yaxis{axis}"]["rangemode"] = "tozero"
+        layout[f"yaxis{axis}"] = {
+            "title": {"text": unit},
+            **(_LOGARITHMIC if unit == "ms" else {"rangemode": "tozero"}),
+        }
         traces += [{**trace, "xaxis": "x", "yaxis": f"y{axis}"} for trace in found]
     plot = _plot(traces, x=layout["xaxis"], y={})
     del plot["layout"]["yaxis"]

@@ -44,7 +44,7 @@ class _Drawing:
 
     title: str
     plot: Plot
-    remark: str = ""
+    remarks: list[str] = field(default_factory=list)
 
 
 def render(results: Sequence[tuple[str, Result]], *, threshold: float) -> str:
@@ -62,9 +62,8 @@ def render(results: Sequence[tuple[str, Result]], *, threshold: float) -> str:
         plotly=get_plotlyjs(),
         runs=[_about(run) for run in runs],
         comparisons=[_verdicts(each) for each in _comparisons(runs, threshold)],
-        threshold=f"{threshold:.0%}",
         sections=[
-            (title, [(drawn.index(each), each.title, each.remark) for each in found]) for title, found in sections
+            (title, [(drawn.index(each), each.title, each.remarks) for each in found]) for title, found in sections
         ],
         plots=[drawing.plot for drawing in drawn],
         columns=_columns(lines),
@@ -111,7 +110,7 @@ def _sections(runs: Sequence[_Run], lines: Sequence[Line]) -> list[tuple[str, li
         remarks = [
             f"{line.name}: {wording.scales(scaling)}." for line in here if (scaling := _scaling(line)) is not None
         ]
-        sweep.append(_Drawing(f"Throughput{at}", plots.throughput(here), " ".join(remarks)))
+        sweep.append(_Drawing(f"Throughput{at}", plots.throughput(here), remarks))
         sweep.append(_Drawing(f"Latency of a request{at}", plots.latency(here)))
         tokens = plots.tokens(here)
         if tokens is not None:
@@ -185,25 +184,35 @@ def _comparisons(runs: Sequence[_Run], threshold: float) -> list[Comparison]:
 
 
 def _verdicts(comparison: Comparison) -> dict[str, Any]:
-    return {
-        "title": f"{comparison.candidate} against {comparison.baseline}",
-        "regressions": len(comparison.regressions),
-        "refusing": [str(each) for each in comparison.differences if each.refuses],
-        "differing": [str(each) for each in comparison.differences if not each.refuses],
-        "notes": comparison.notes,
-        "rows": [
+    verdict, told = wording.conclusion(comparison)
+    several = len({row.target for row in comparison.rows}) > 1
+    rows = []
+    place = ""
+    for row in comparison.rows:
+        where = f"{row.target}, {row.configuration}" if several else row.configuration
+        rows.append(
             {
-                "where": f"{row.target}, {row.configuration}",
+                "where": "" if where == place else where,
                 "figure": row.figure,
                 "baseline": wording.quantity(row.baseline, row.unit),
                 "candidate": wording.quantity(row.candidate, row.unit),
                 "change": wording.change(row.change),
                 "p": "" if row.p_value is None else "<0.001" if row.p_value < 0.001 else f"{row.p_value:.3f}",
-                "verdict": row.verdict.value,
+                "mark": row.verdict.value,
+                "verdict": wording.verdict(row.verdict, comparison.took_turns),
                 "reason": row.reason,
             }
-            for row in comparison.rows
-        ],
+        )
+        place = where
+    return {
+        "title": f"{comparison.candidate} against {comparison.baseline}",
+        "mark": verdict.value,
+        "told": told,
+        "heads": (comparison.baseline, comparison.candidate) if comparison.took_turns else ("baseline", "here"),
+        "refusing": [str(each) for each in comparison.differences if each.refuses],
+        "differing": [str(each) for each in comparison.differences if not each.refuses],
+        "notes": comparison.notes,
+        "rows": rows,
     }
 
 

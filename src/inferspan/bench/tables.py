@@ -17,7 +17,7 @@ from inferspan.bench.statistics import Estimate, Summary
 
 _SHOWN = {"latency": "whole", "time_to_first_token": "first token", "inter_token": "between tokens"}
 _STYLES = {
-    Verdict.REGRESSION: "bold red",
+    Verdict.REGRESSION: "red",
     Verdict.IMPROVEMENT: "green",
     Verdict.UNCHANGED: "",
     Verdict.UNCLEAR: "yellow",
@@ -51,10 +51,10 @@ def show(console: Console, result: Result) -> None:
         console.print(remark)
 
 
-def show_comparison(console: Console, comparison: Comparison, took_turns: bool = False) -> None:
-    """Print what differs, and the verdict in the last line. ``took_turns``: of targets A and B of one run."""
+def show_comparison(console: Console, comparison: Comparison) -> None:
+    """Print what differs, and the verdict in the last line."""
+    took_turns = comparison.took_turns
     heads = ("B", "A") if took_turns else ("baseline", "here")
-    words = {Verdict.REGRESSION: "worse", Verdict.IMPROVEMENT: "better"} if took_turns else {}
     console.print()
     console.print(f"{comparison.candidate} against {comparison.baseline}", style="bold")
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
@@ -75,24 +75,17 @@ def show_comparison(console: Console, comparison: Comparison, took_turns: bool =
             wording.change(row.change),
             "" if row.p_value is None else "<0.001" if row.p_value < 0.001 else f"{row.p_value:.3f}",
             Text(
-                " · ".join(filter(None, (words.get(row.verdict, row.verdict.value), row.reason))), _STYLES[row.verdict]
+                " · ".join(filter(None, (wording.verdict(row.verdict, took_turns), row.reason))), _STYLES[row.verdict]
             ),
         )
         place = name
     console.print(table)
     for difference in comparison.differences:
         console.print(f"differs: {difference}", style="yellow")
-    for note in () if took_turns else comparison.notes:  # those of the run, which were printed with it
+    for note in comparison.notes:
         console.print(note, style="yellow")
-    if took_turns:
-        return
-    count = len(comparison.regressions)
-    if count:
-        console.print(
-            f"{count} regression{'s' if count > 1 else ''} of {comparison.threshold:.0%} or more", style="bold red"
-        )
-    else:
-        console.print(f"no regression of {comparison.threshold:.0%} or more", style="bold green")
+    verdict, told = wording.conclusion(comparison)
+    console.print(told, style=f"bold {_STYLES[verdict]}".strip())
 
 
 def _key(result: Result, target: Target) -> str:

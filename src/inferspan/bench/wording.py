@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from inferspan.bench.comparison import Comparison, Verdict
 from inferspan.bench.results import Configuration, Failure
 from inferspan.bench.statistics import Estimate, Scaling
 
@@ -47,7 +48,7 @@ def quantity(value: float | None, unit: str) -> str:
     if value is None:
         return ""
     if unit == "s":
-        return f"{milliseconds(value)} ms"
+        return f"{milliseconds(value)} ms" if value < 2 else f"{number(value)} s"
     if unit == "By":
         return f"{mebibytes(value)} MiB"
     return f"{value:.1%}" if unit == "1" else f"{number(value)} {unit.replace('1/', '/')}"
@@ -60,6 +61,31 @@ def change(found: Estimate | None) -> str:
     if found.low is None or found.high is None:
         return f"{found.value:+.1%}"
     return f"{found.value:+.1%} [{found.low * 100:+.0f}..{found.high * 100:+.0f}]"
+
+
+def verdict(found: Verdict, took_turns: bool) -> str:
+    """Of one figure: of two targets that took turns neither is the older one, so nothing has regressed."""
+    if took_turns:
+        return {Verdict.REGRESSION: "worse", Verdict.IMPROVEMENT: "better"}.get(found, found.value)
+    return found.value
+
+
+def conclusion(comparison: Comparison) -> tuple[Verdict, str]:
+    """Of a whole comparison, and in a sentence."""
+    least, count = f"{comparison.threshold:.0%} or more", len(comparison.regressions)
+    if comparison.took_turns:
+        unclear = f"; {len(comparison.unclear)} unclear" if comparison.unclear else ""
+        better = sum(row.verdict is Verdict.IMPROVEMENT for row in comparison.rows)
+        return (
+            Verdict.UNCHANGED,
+            f"Of {len(comparison.rows)} figures {better} better, {count} worse by {least}{unclear}",
+        )
+    if count:
+        return Verdict.REGRESSION, f"{count} regression{'s' if count > 1 else ''} of {least}"
+    if comparison.unclear:
+        told = f"{len(comparison.unclear)} of {len(comparison.rows)} figures are unclear, more requests would tell"
+        return Verdict.UNCLEAR, f"No regression of {least} found, but {told}"
+    return Verdict.IMPROVEMENT, f"No regression of {least}"
 
 
 def milliseconds(seconds: float) -> str:

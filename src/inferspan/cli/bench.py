@@ -259,7 +259,7 @@ def _tell(options: argparse.Namespace, result: Result, baseline: Result | None) 
         console = Console(highlight=False, markup=False)
         tables.show(console, result)
         for each in compared:
-            tables.show_comparison(console, each, took_turns=each.candidate == result.targets[0].label)
+            tables.show_comparison(console, each)
     if refused:
         raise CommandError(f"--compare {options.compare}: {refused}. --force compares all the same")
     if result.partial:
