@@ -154,7 +154,7 @@ def test_quantized_against_not_takes_turns(generator: Path) -> None:
     measured = [(s.target, s.start_s) for s in result.timeline.stages if s.name == "measure"]
     order = [label for label, _ in sorted(measured, key=lambda each: each[1])]
     assert order[:4] == [plain.label, quantized.label, quantized.label, plain.label]
-    assert plain.configurations[0].samples.turn == quantized.configurations[0].samples.turn == list(range(10))
+    assert plain.configurations[0].samples.turn == quantized.configurations[0].samples.turn == list(range(20))
 
 
 @pytest.mark.parametrize("name", ["echo", "linear"])
