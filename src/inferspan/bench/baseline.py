@@ -18,10 +18,8 @@ from inferspan.bench.results import Configuration, Result, Samples
 if TYPE_CHECKING:
     from opentelemetry.metrics import Meter
 
-__all__ = ["METRIC", "Point", "as_rules", "points", "tell"]
+__all__ = ["Point", "as_rules", "points", "tell"]
 
-METRIC = "inferspan.baseline"
-PER = "inferspan.per"
 _SERIES = "inferspan_baseline_seconds"
 
 
@@ -41,7 +39,7 @@ class Point:
             semconv.OPERATION_NAME: self.operation,
             semconv.REQUEST_MODEL: self.model,
             semconv.PHASE_NAME: self.phase,
-            PER: self.per,
+            semconv.PER: self.per,
         }
 
 
@@ -70,7 +68,8 @@ def points(result: Result, batch_size: int | None = None, input_tokens: int | No
 
 def tell(meter: Meter, found: Sequence[Point]) -> None:
     """Record the points, each once: the rules look back 14 days for them."""
-    gauge = meter.create_gauge(METRIC, "s", "How long a phase of a model took in a benchmark, per unit of work")
+    metric = semconv.METRICS[semconv.BASELINE]
+    gauge = meter.create_gauge(metric.name, metric.unit, metric.brief)
     for point in found:
         gauge.set(point.seconds, point.attributes)
 

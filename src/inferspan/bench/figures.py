@@ -99,7 +99,7 @@ def scaling_of(target: Target) -> dict[int | None, Scaling]:
 def as_json(result: Result) -> dict[str, Any]:
     """The run with its figures in place of raw samples, for ``--json``."""
     return {
-        "format": "inferspan.bench.figures",
+        "format": "inferspan-bench-figures",
         "version": 1,
         "created": result.created,
         "inferspan": result.inferspan,

@@ -24,6 +24,7 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 import inferspan
 from inferspan import semconv
 from inferspan.bench.results import Samples
+from inferspan.telemetry.providers import SCOPE
 
 REQUEST: ContextVar[int | None] = ContextVar("inferspan_bench_request", default=None)
 """Number of the request that this context serves."""
@@ -90,7 +91,7 @@ class Recorder(SpanProcessor):
         for processor in processors or ():
             self._tracer_provider.add_span_processor(processor)
         self._meter_provider = _MeterProvider(readers or [InMemoryMetricReader()], resource, self._note_interval)
-        self.meter = self._meter_provider.get_meter("inferspan.bench", inferspan.__version__)
+        self.meter = self._meter_provider.get_meter(SCOPE, inferspan.__version__, semconv.SCHEMA_URL)
         self._requests: dict[int, int] = {}
         self._spans: list[ReadableSpan] = []
         self._intervals: defaultdict[int, list[float]] = defaultdict(list)

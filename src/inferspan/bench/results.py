@@ -43,7 +43,7 @@ __all__ = [
     "schema",
 ]
 
-FORMAT = "inferspan.bench"
+FORMAT = "inferspan-bench"
 VERSION = 1
 
 Seconds = Annotated[float, Field(ge=0)]

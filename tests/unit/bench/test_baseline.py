@@ -7,7 +7,8 @@ import yaml
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 
-from inferspan.bench.baseline import METRIC, Point, as_rules, points, tell
+from inferspan import semconv
+from inferspan.bench.baseline import Point, as_rules, points, tell
 from inferspan.bench.results import Configuration, Environment, Result, Samples, Target, Workload
 from support import promql
 
@@ -16,7 +17,7 @@ def result(*configurations: Configuration) -> Result:
     for configuration in configurations:
         configuration.operation, configuration.model = "chat", "tiny"
     target = Target("./tiny", "pipeline", "tiny", configurations=list(configurations))
-    return Result("inferspan.bench", 1, "now", "0", [], Workload("closed"), Environment(), [target])
+    return Result("inferspan-bench", 1, "now", "0", [], Workload("closed"), Environment(), [target])
 
 
 def generation(batch_size: int = 2, scale: float = 1.0) -> Configuration:
@@ -88,7 +89,7 @@ def test_rules_give_each_point_under_the_labels_that_the_alert_joins_by() -> Non
     document = yaml.safe_load(as_rules(found, "tiny\nof today"))
 
     rules = document["groups"][0]["rules"]
-    metric = promql.OTHERS[METRIC]
+    metric = semconv.METRICS[semconv.BASELINE]
     assert {rule["record"] for rule in rules} == set(promql.series_of(metric))
     assert all(set(rule["labels"]) == {name.replace(".", "_") for name in metric.attributes} for rule in rules)
     assert [float(rule["expr"].removeprefix("vector(").removesuffix(")")) for rule in rules] == [
@@ -112,5 +113,5 @@ def test_gauge_has_unit_and_attributes_of_the_alert() -> None:
     assert data is not None
     metric = data.resource_metrics[0].scope_metrics[0].metrics[0]
     point = metric.data.data_points[0]
-    assert (metric.name, metric.unit, point.value) == (METRIC, promql.OTHERS[METRIC].unit, 0.25)
-    assert set(point.attributes) == set(promql.OTHERS[METRIC].attributes)
+    assert (metric.name, metric.unit, point.value) == (semconv.BASELINE, semconv.METRICS[semconv.BASELINE].unit, 0.25)
+    assert set(point.attributes) == set(semconv.METRICS[semconv.BASELINE].attributes)

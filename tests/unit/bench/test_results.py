@@ -53,7 +53,7 @@ def result() -> Result:
     target.cold = Samples(intended_s=[0.5], start_s=[0.5], latency_s=[0.75], turn=[0])
     target.configurations = [measured, failed]
     return Result(
-        "inferspan.bench",
+        "inferspan-bench",
         1,
         "2026-01-02T03:04:05+00:00",
         "0.1.0",
@@ -118,8 +118,8 @@ def changed(path: str, value: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("document", "said"),
     [
-        pytest.param([], 'field "format" is not "inferspan.bench"', id="list"),
-        pytest.param({"data": []}, 'field "format" is not "inferspan.bench"', id="foreign"),
+        pytest.param([], 'field "format" is not "inferspan-bench"', id="list"),
+        pytest.param({"data": []}, 'field "format" is not "inferspan-bench"', id="foreign"),
         pytest.param(changed("version", "1"), "field \"version\" is '1'", id="version-text"),
         pytest.param(changed("version", 99), 'field "version" is 99, and this Inferspan reads up to 1', id="newer"),
         pytest.param(changed("workload", None), 'field "workload"', id="absent"),
