@@ -20,11 +20,9 @@ _NAMES = {"cold": "first call", "warmup": "warm-up", "cooldown": "cool-down"}
 class Silent:
     """Shows nothing."""
 
-    def begin(self, stage: str, about: str) -> None: ...
+    def begin(self, stage: str, about: str, steps: float = 0.0) -> None: ...
 
     def advanced(self, share: float) -> None: ...
-
-    def done(self, steps: float) -> None: ...
 
     def __enter__(self) -> Silent:
         return self
@@ -41,7 +39,7 @@ class Lines(Silent):
         self._console = console
         self._told: set[str] = set()
 
-    def begin(self, stage: str, about: str) -> None:
+    def begin(self, stage: str, about: str, steps: float = 0.0) -> None:
         line = f"{_NAMES.get(stage, stage)}: {about}"
         if line not in self._told:
             self._told.add(line)
@@ -61,10 +59,11 @@ class Bars(Silent):
             console=console,
             auto_refresh=False,
             transient=True,
+            speed_estimate_period=600.0,
         )
         self._run = self._progress.add_task("the whole run", total=steps)
         self._stage = self._progress.add_task("", total=1.0)
-        self._shown_at = 0.0
+        self._shown_at = self._before = self._steps = 0.0
 
     def __enter__(self) -> Bars:
         self._progress.start()
@@ -75,16 +74,18 @@ class Bars(Silent):
     ) -> None:
         self._progress.stop()
 
-    def begin(self, stage: str, about: str) -> None:
+    def begin(self, stage: str, about: str, steps: float = 0.0) -> None:
+        self._before += self._steps
+        self._steps = steps
         self._progress.reset(self._stage, total=1.0, description=f"{_NAMES.get(stage, stage)}: {escape(about)}")
-        self._progress.refresh()
+        self._show(0.0)
 
     def advanced(self, share: float) -> None:
         if monotonic() - self._shown_at >= _INTERVAL_S:
-            self._shown_at = monotonic()
-            self._progress.update(self._stage, completed=share)
-            self._progress.refresh()
+            self._show(share)
 
-    def done(self, steps: float) -> None:
-        self._progress.advance(self._run, steps)
+    def _show(self, share: float) -> None:
+        self._shown_at = monotonic()
+        self._progress.update(self._stage, completed=share)
+        self._progress.update(self._run, completed=self._before + share * self._steps)
         self._progress.refresh()

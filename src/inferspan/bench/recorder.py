@@ -235,6 +235,8 @@ class _MeterProvider(MeterProvider):
 
     def get_meter(self, *args: Any, **kwargs: Any) -> Any:
         meter: Any = super().get_meter(*args, **kwargs)
+        if "create_histogram" in vars(meter):
+            return meter  # the SDK gives the same one again
         create = meter.create_histogram
 
         def create_histogram(name: str, *args: Any, **kwargs: Any) -> Any:

@@ -47,6 +47,8 @@ _TURNS = 20
 p-value that it can give would not outlive the correction for a sweep."""
 _REQUESTS_MIN = 5
 """However long one takes."""
+_WARMUP_STEPS = 0.3
+"""What warming up a configuration is of its time, roughly, for the progress."""
 _BUSY_HOST = 0.2
 _MESSAGE_MAX = 500
 
@@ -54,14 +56,11 @@ _MESSAGE_MAX = 500
 class Progress(Protocol):
     """Is told how far the run is."""
 
-    def begin(self, stage: str, about: str) -> None:
-        """A stage begins."""
+    def begin(self, stage: str, about: str, steps: float = 0.0) -> None:
+        """A stage begins, which is so much of the run's steps: one for each configuration of each target."""
 
     def advanced(self, share: float) -> None:
         """Of the stage."""
-
-    def done(self, steps: float) -> None:
-        """Of the run's steps: one for each configuration of each target."""
 
 
 @dataclass(slots=True)
@@ -224,7 +223,7 @@ class _Run:
 
     def _warm_up(self, point: _Point) -> None:
         configuration, workload = point.configuration, self._workload
-        self._begin("warmup", point)
+        self._begin("warmup", point, _WARMUP_STEPS)
         warmup = configuration.warmup = Warmup(steady=False)
         with self._monitor.stage("warmup", point.loaded.told.label, point.number):
             try:
@@ -265,7 +264,7 @@ class _Run:
     def _take_turn(self, point: _Point, turn: int, turns: int) -> None:
         assert point.call is not None
         workload, configuration = self._workload, point.configuration
-        self._begin("measure", point)
+        self._begin("measure", point, (1 - _WARMUP_STEPS) / turns)
         share = max(1, -(-(workload.requests or 10**9) // turns))
         least = -(-_REQUESTS_MIN // turns)
         duration_s = (workload.duration_s or float("inf")) / turns
@@ -280,7 +279,6 @@ class _Run:
         configuration.duration_s = (configuration.duration_s or 0.0) + asked.duration_s
         if used_j is not None:
             configuration.energy_j = (configuration.energy_j or 0.0) + used_j
-        self._progress.done(1 / turns)
         if asked.failure is not None:
             configuration.failure = _failure(asked.failure)
             targets.free()
@@ -315,8 +313,6 @@ class _Run:
             )
             if configuration.warmup is not None and not configuration.warmup.steady and configuration.failure is None:
                 self._note(f"{self._name(point)}: {configuration.warmup.reason or 'warm-up was cut short'}")
-            if configuration.failure is not None:
-                self._progress.done(0)
 
     # -- small things --------------------------------------------------------------------------------------------------
 
@@ -367,8 +363,8 @@ class _Run:
             self._monitor.read()
         return self._monitor.rest(stage)
 
-    def _begin(self, stage: str, point: _Point) -> None:
-        self._progress.begin(stage, self._name(point))
+    def _begin(self, stage: str, point: _Point, steps: float) -> None:
+        self._progress.begin(stage, self._name(point), steps)
 
     def _name(self, point: _Point) -> str:
         configuration = point.configuration
