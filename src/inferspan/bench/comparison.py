@@ -91,6 +91,8 @@ class Comparison:
     rows: list[Row] = field(default_factory=list)
     differences: list[Difference] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    baseline_notes: list[str] = field(default_factory=list)
+    """What the baseline's own run said to its reader."""
 
     @property
     def regressions(self) -> list[Row]:
@@ -121,8 +123,9 @@ def compare(baseline: Result, candidate: Result, *, threshold: float = THRESHOLD
     refusing = [str(each) for each in found.differences if each.refuses]
     if refusing and not force:
         raise IncomparableError("; ".join(refusing))
-    for side, run in (("baseline", baseline), ("here", candidate)):
-        found.notes += [f"{side}: {note}" for note in (["interrupted"] if run.partial else []) + run.notes]
+    sides = (("baseline", baseline), ("new run", candidate))
+    found.notes += [f"the {side} was interrupted" for side, run in sides if run.partial]
+    found.baseline_notes = list(baseline.notes)
     _fill(found, pairs)
     return found
 

@@ -21,10 +21,13 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Floats = NDArray[np.float64]
-    Whole = NDArray[np.int64]
+    Whole = NDArray[np.int32]
 
 __all__ = ["Change", "change", "fisher", "holm", "statistic"]
 
+_PERMUTATIONS_FEW = 499
+_CLEAR = 0.1
+"""After the first few: a p-value above this will not be significant, and needs no more of them."""
 _PERMUTATIONS_MAX = 4999
 _PERMUTATIONS_MIN = 999
 _RESAMPLES = 999
@@ -57,9 +60,10 @@ def change(turns: Sequence[tuple[Floats, Floats]], share: float | None) -> Chang
         statistic(np.concatenate([candidate for _, candidate in turns]), share)
         / statistic(np.concatenate([baseline for baseline, _ in turns]), share)
     )
-    count = int(min(_PERMUTATIONS_MAX, max(_PERMUTATIONS_MIN, _DRAWN_MAX / len(blocks.values))))
-    permuted = np.concatenate([*blocks.log_ratios(blocks.permutations(count), share)])
-    extreme = int(np.sum(np.abs(permuted) >= abs(observed) - 1e-12))
+    extreme, count = blocks.extreme(_PERMUTATIONS_FEW, observed, share), _PERMUTATIONS_FEW
+    if extreme <= _CLEAR * count:
+        more = int(min(_PERMUTATIONS_MAX, max(_PERMUTATIONS_MIN, _DRAWN_MAX / len(blocks.values)))) - count
+        extreme, count = extreme + blocks.extreme(more, observed, share), count + more
     resampled = np.concatenate([*blocks.log_ratios(blocks.resamples(_RESAMPLES), share)])
     low, high = np.quantile(resampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Change(math.exp(observed), math.exp(low), math.exp(high), (1 + extreme) / (1 + count))
@@ -81,18 +85,25 @@ class _Blocks:
                 parts += cut
                 side += [which] * len(cut)
                 turn += [number] * len(cut)
-        values = np.concatenate(parts)
+        values = np.concatenate(parts).astype(np.float64)
         order = np.argsort(values, kind="stable")
         self.values: Floats = values[order]
         self._block = np.repeat(np.arange(len(parts)), [len(part) for part in parts])[order]
-        self._side, self._turn = np.asarray(side), np.asarray(turn)
+        self._side, self._turn = np.asarray(side, np.int32), np.asarray(turn)
         self._turns = len(turns)
         self._rng = np.random.default_rng(_SEED)
+
+    def extreme(self, count: int, observed: float, share: float | None) -> int:
+        """Of so many permutations, those with a log ratio as far from 0 as the observed one."""
+        return sum(
+            int(np.sum(np.abs(found) >= abs(observed) - 1e-12))
+            for found in self.log_ratios(self.permutations(count), share)
+        )
 
     def permutations(self, count: int) -> Iterator[tuple[Whole, Whole]]:
         """How often each block counts for baseline and candidate: once, for one of them, by chance within its turn."""
         for rows in self._chunks(count):
-            side = np.empty((rows, len(self._side)), np.int64)
+            side = np.empty((rows, len(self._side)), np.int32)
             for turn in range(self._turns):
                 here = self._turn == turn
                 side[:, here] = self._rng.permuted(np.tile(self._side[here], (rows, 1)), axis=1)
@@ -102,9 +113,10 @@ class _Blocks:
         """How often each block counts for its own side: of several turns whole ones are drawn, both sides together."""
         for rows in self._chunks(count):
             if self._turns > 1:
-                drawn = self._rng.multinomial(self._turns, [1 / self._turns] * self._turns, size=rows)[:, self._turn]
+                times = self._rng.multinomial(self._turns, [1 / self._turns] * self._turns, size=rows)
+                drawn = times.astype(np.int32)[:, self._turn]
             else:
-                drawn = np.empty((rows, len(self._side)), np.int64)
+                drawn = np.empty((rows, len(self._side)), np.int32)
                 for which in (0, 1):
                     here = self._side == which
                     blocks = int(here.sum())
@@ -120,7 +132,7 @@ class _Blocks:
         counted = times[:, self._block]
         if share is None:
             return np.asarray(counted @ self.values / counted.sum(axis=1))
-        reached = counted.cumsum(axis=1)
+        reached = counted.cumsum(axis=1, dtype=np.int32)
         rank = share * (reached[:, -1] - 1)
         lower, upper = (
             self.values[(reached > part[:, None]).argmax(axis=1)] for part in (np.floor(rank), np.ceil(rank))

@@ -119,7 +119,7 @@ def summarize(values: Sequence[Any], seed: int = 0) -> Summary | None:
         mean=estimate(0),
         deviation=estimate(1) if count > 1 else None,
         **{
-            name: estimate(place, count * (1 - share) >= _ABOVE_MIN)
+            name: estimate(place, count * (1 - share) > _ABOVE_MIN - 1e-6)
             for place, (name, share) in enumerate(_PERCENTILES.items(), 2)
         },
         least=float(series.min()),

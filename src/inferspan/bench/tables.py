@@ -82,7 +82,7 @@ def show_comparison(console: Console, comparison: Comparison) -> None:
     console.print(table)
     for difference in comparison.differences:
         console.print(f"differs: {difference}", style="yellow")
-    for note in comparison.notes:
+    for note in (*comparison.notes, *(f"baseline: {note}" for note in comparison.baseline_notes)):
         console.print(note, style="yellow")
     verdict, told = wording.conclusion(comparison)
     console.print(told, style=f"bold {_STYLES[verdict]}".strip())
