@@ -29,7 +29,7 @@ import numpy as np
 
 from inferspan.bench import comparison
 from inferspan.bench.comparison import Comparison
-from inferspan.bench.results import Configuration, Environment, Result, Samples, Target, Workload
+from inferspan.bench.results import FORMAT, VERSION, Configuration, Environment, Result, Samples, Target, Workload
 
 SLOWDOWN = 0.2
 BATCH_SIZES = (1, 4)
@@ -134,7 +134,7 @@ def _series(seed: int, memory: float, factor: float) -> Comparison:
     def result(by: float) -> Result:
         configurations = [_configuration(2**power, _latencies(rng, memory) * by) for power in range(5)]
         target = Target("made-up", "callable", "made-up", configurations=configurations)
-        return Result("inferspan.bench", 1, "", "", [], Workload("closed"), Environment(), [target])
+        return Result(FORMAT, VERSION, "", "", [], Workload("closed"), Environment(), [target])
 
     return comparison.compare(result(1.0), result(factor))
 

@@ -20,10 +20,10 @@ from plotly.offline import get_plotlyjs
 from inferspan.bench import plots, wording
 from inferspan.bench.comparison import Comparison, against, compare
 from inferspan.bench.differences import MATTERS
-from inferspan.bench.figures import Figures, figures_of, scaling_of
+from inferspan.bench.figures import Figures, figures_of
 from inferspan.bench.plots import COLORS, Line, Plot
 from inferspan.bench.results import Configuration, Result, Scalar, Target
-from inferspan.bench.statistics import Estimate, Summary
+from inferspan.bench.statistics import Estimate, Scaling, Summary, scaling
 
 __all__ = ["render"]
 
@@ -107,9 +107,7 @@ def _sections(runs: Sequence[_Run], lines: Sequence[Line]) -> list[tuple[str, li
         if not here:
             continue
         at = wording.at_length(length)
-        remarks = [
-            f"{line.name}: {wording.scales(scaling)}." for line in here if (scaling := _scaling(line)) is not None
-        ]
+        remarks = [f"{line.name}: {wording.scales(found)}." for line in here if (found := _scaling(line)) is not None]
         sweep.append(_Drawing(f"Throughput{at}", plots.throughput(here), remarks))
         sweep.append(_Drawing(f"Latency of a request{at}", plots.latency(here)))
         tokens = plots.tokens(here)
@@ -129,8 +127,13 @@ def _sections(runs: Sequence[_Run], lines: Sequence[Line]) -> list[tuple[str, li
     ]
 
 
-def _scaling(line: Line) -> Any:
-    return scaling_of(line.target).get(line.input_tokens)
+def _scaling(line: Line) -> Scaling | None:
+    points = [
+        (configuration.batch_size, figures.items_per_s.value, figures.times_s["latency"].p50.value)
+        for configuration, figures in line.points
+        if figures.items_per_s is not None
+    ]
+    return scaling(points)
 
 
 # -- tables ------------------------------------------------------------------------------------------------------------

@@ -11,7 +11,17 @@ import pytest
 
 from inferspan.bench import comparison, differences, wording
 from inferspan.bench.comparison import IncomparableError, Verdict
-from inferspan.bench.results import Configuration, Environment, Failure, Result, Samples, Target, Workload
+from inferspan.bench.results import (
+    FORMAT,
+    VERSION,
+    Configuration,
+    Environment,
+    Failure,
+    Result,
+    Samples,
+    Target,
+    Workload,
+)
 from inferspan.bench.significance import change, fisher, holm
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
@@ -38,7 +48,7 @@ def target(*configurations: Configuration, label: str = "model") -> Target:
 
 
 def result(*targets: Target, **environment: Any) -> Result:
-    return Result("inferspan.bench", 1, "2026-01-01T00:00:00+00:00", "1.0", [], Workload("closed"),
+    return Result(FORMAT, VERSION, "2026-01-01T00:00:00+00:00", "1.0", [], Workload("closed"),
                   Environment(**environment), list(targets))  # fmt: skip
 
 
