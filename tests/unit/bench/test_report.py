@@ -149,9 +149,9 @@ def test_report_plots_are_what_plotly_takes() -> None:
 
 def test_report_of_two_runs_compares_them_and_marks_what_differs() -> None:
     one, other = result(torch="2.4", numpy="2"), result(torch="2.5", numpy="2")
-    other.targets[0].configurations[0] = configuration(5, 1, 64)
-    slower = other.targets[0].configurations[1].samples
-    slower.latency_s = [2 * value for value in slower.latency_s]
+    one.targets[0].configurations[1] = configuration(5, 2, 64, count=60)
+    other.targets[0].configurations[1] = slower = configuration(6, 2, 64, count=60)
+    slower.samples.latency_s = [2 * value for value in slower.samples.latency_s]
 
     page = report.render([("a.json", one), ("b.json", other)], threshold=0.15)
 
