@@ -77,7 +77,7 @@ class Plan:
 
 @dataclass(slots=True)
 class _Loaded:
-    """A target, what is known of it, and whether it can still be asked."""
+    """A target that was loaded, and what is told of it."""
 
     target: targets.Target
     told: Target
