@@ -1,8 +1,10 @@
 """Whether `inferspan bench` tells the truth, and what it adds: its figures beside those of a plain loop.
 
-    python benchmarks/bench_agreement.py [--model gpt2|minilm] [--rounds 60] [--calls 6]
+    python benchmarks/bench_agreement.py [--model gpt2|minilm] [--rounds 40] [--calls 30]
 
-One pipeline, in one process, measured in three ways that take turns in changing order:
+One pipeline with short calls, which mostly fit between two switches of a busy machine's scheduler, in one process,
+measured in three ways that take turns in all orders, each after ten calls that do not count and a pause, without which
+whatever follows something that waits gets more of a busy machine's CPU:
 
     loop     ``perf_counter`` around each call, nothing of Inferspan installed
     ours     the same loop under ``inferspan.instrument()`` with a BatchSpanProcessor and a metric reader, as a program
@@ -23,37 +25,38 @@ import argparse
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from itertools import cycle
+from itertools import cycle, permutations
 from pathlib import Path
 from statistics import median
-from time import perf_counter
+from time import perf_counter, sleep
 from typing import Any
 
 import numpy as np
 
 WAYS = ("loop", "ours", "bench")
-LENGTH = 64
+LENGTH = 16
+WARM = 10
+PAUSE_S = 0.3
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--rounds", type=int, default=60)
-    parser.add_argument("--calls", type=int, default=6)
+    parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--calls", type=int, default=30)
     parser.add_argument("--model", choices=("gpt2", "minilm"), default="gpt2")
     options = parser.parse_args()
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
     with tempfile.TemporaryDirectory() as folder:
         target = _target(options.model, Path(folder))
-        output = 16 if target.generates else None
+        output = 4 if target.generates else None
         call = target.caller(LENGTH, output, False)
         batches = cycle([text] for text in target.requests(LENGTH, output, 64, 0))
         _loop(call, batches, 20)
         around: list[list[float]] = []
         found: dict[str, list[list[float]]] = {way: [] for way in WAYS}
-        measure = {"loop": _loop, "ours": _ours, "bench": lambda *args: _bench(*args, around)}
-        for number in range(options.rounds):
-            for offset in range(len(WAYS)):
-                way = WAYS[(number + offset) % len(WAYS)]
+        measure = {"loop": _plain, "ours": _ours, "bench": lambda *args: _bench(*args, around)}
+        for _, order in zip(range(options.rounds), cycle(permutations(WAYS)), strict=False):
+            for way in order:
                 found[way].append(measure[way](call, batches, options.calls))
     print(f"{options.model}, {options.rounds} rounds of {options.calls} calls; median latency in ms:")
     for way in WAYS:
@@ -76,9 +79,19 @@ def _target(model: str, folder: Path) -> Any:
         return targets.load(targets.Specification(str(get_model_path())))
     from support import tiny
 
-    tiny.gpt2(n_embd=256, n_layer=4, n_head=4).save_pretrained(folder)
+    tiny.gpt2(n_embd=64).save_pretrained(folder)
     tiny.text_tokenizer().save_pretrained(folder)
     return targets.load(targets.Specification(str(folder)))
+
+
+def _plain(call: Callable[[list[Any]], Any], batches: Any, calls: int) -> list[float]:
+    _warm(call, batches)
+    return _loop(call, batches, calls)
+
+
+def _warm(call: Callable[[list[Any]], Any], batches: Any) -> None:
+    _loop(call, batches, WARM)
+    sleep(PAUSE_S)
 
 
 def _loop(call: Callable[[list[Any]], Any], batches: Any, calls: int) -> list[float]:
@@ -109,8 +122,7 @@ def _ours(call: Callable[[list[Any]], Any], batches: Any, calls: int) -> list[fl
     provider.add_span_processor(BatchSpanProcessor(Drop()))
     inferspan.instrument(tracer_provider=provider, meter_provider=MeterProvider([InMemoryMetricReader()]))
     try:
-        _loop(call, batches, 2)  # classes are patched at their first call
-        return _loop(call, batches, calls)
+        return _plain(call, batches, calls)
     finally:
         inferspan.uninstrument()
         provider.shutdown()
@@ -134,7 +146,7 @@ def _bench(call: Callable[[list[Any]], Any], batches: Any, calls: int, around: l
     recorder.start()
     monitor.start()
     try:
-        _loop(call, batches, 2)
+        _warm(call, batches)
         turn = Turn(clocked, batches, 0, calls, calls, float("inf"), 1, None, monitor.began, lambda share: None)
         asked = Load().run(turn, lambda error: True)
         around.append(timed)
