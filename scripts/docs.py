@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from inferspan import config, semconv
-from inferspan.bench import results
+from inferspan.bench import differences, results
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -94,12 +94,23 @@ def events() -> str:
     )
 
 
+def refusals() -> str:
+    """In what two runs of ``inferspan bench`` may differ."""
+    rows = [
+        (group, ", ".join(f"`{name}`" for name in names))
+        for group, refuses in (("refused", True), ("a warning", False))
+        if (names := [name for name, level in differences.MATTERS.items() if level is refuses])
+    ]
+    return _table(("a difference is", "in"), rows)
+
+
 PARTS: dict[str, tuple[str, Callable[[], str]]] = {
     "settings": ("docs/configuration.md", settings),
     "spans": ("docs/telemetry.md", spans),
     "attributes": ("docs/telemetry.md", attributes),
     "metrics": ("docs/telemetry.md", metrics),
     "events": ("docs/telemetry.md", events),
+    "differences": ("docs/bench.md", refusals),
 }
 
 

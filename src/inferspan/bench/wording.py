@@ -17,6 +17,8 @@ def scales(scaling: Scaling) -> str:
     text += f"; the knee is at batch {scaling.knee}"
     if scaling.saturated is not None:
         text += f", saturated from {scaling.saturated} on"
+    if len(scaling.uneven) > len(scaling.batch_sizes) / 2:
+        return text + "; latency is on no line"
     for size, off in scaling.uneven.items():
         text += f"; batch {size} takes {abs(off):.0%} {'more' if off > 0 else 'less'} than the line of the others"
     return text
