@@ -192,6 +192,19 @@ def test_interrupt_keeps_what_was_measured_and_marks_it() -> None:
     assert len(configuration.samples) == 4 - len(configuration.warmup.latency_s if configuration.warmup else [])
 
 
+@pytest.mark.parametrize(("gate", "code"), [((), 0), (("--gate",), 1)], ids=["told", "gate"])
+def test_what_fails_only_here_is_worse_and_a_gate_fails_for_it(gate: tuple[str, ...], code: int) -> None:
+    bench(
+        "callables_of_the_user:small",
+        "--against",
+        "callables_of_the_user:echo",
+        "--batch-sizes",
+        "1,4",
+        *gate,
+        code=code,
+    )
+
+
 def test_requests_that_fail_now_and_then_are_counted() -> None:
     result = bench("callables_of_the_user:flaky")
 

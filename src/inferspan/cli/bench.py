@@ -80,6 +80,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     out.add_argument(
         "--threshold", type=_above_zero, default=15.0, metavar="PERCENT", help="what counts as one (default: 15)"
     )
+    out.add_argument("--gate", action="store_true", help="exit code 1 also where TARGET is worse than --against")
     out.add_argument("--force", action="store_true", help="compare even what was measured under other conditions")
     out.add_argument("--json", action="store_true", help="the result on standard output, in place of tables")
     out.add_argument("--quiet", action="store_true", help="no progress, no tables")
@@ -266,7 +267,8 @@ def _tell(options: argparse.Namespace, result: Result, baseline: Result | None) 
         return 130
     if not any(configuration.samples.latency_s for target in result.targets for configuration in target.configurations):
         raise CommandError(_why_nothing(result))
-    return 1 if baseline is not None and compared[-1].regressions else 0
+    gating = compared if options.gate else compared[len(result.targets) - 1 :]
+    return 1 if any(each.regressions for each in gating) else 0
 
 
 def _why_nothing(result: Result) -> str:
