@@ -8,12 +8,14 @@ A generated part stands between ``<!-- NAME: begin -->`` and ``<!-- NAME: end --
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from inferspan import config, semconv
+from inferspan.bench import differences, results
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -92,18 +94,42 @@ def events() -> str:
     )
 
 
+def refusals() -> str:
+    """In what two runs of ``inferspan bench`` may differ."""
+    rows = [
+        (group, ", ".join(f"`{name}`" for name in names))
+        for group, refuses in (("refused", True), ("a warning", False))
+        if (names := [name for name, level in differences.MATTERS.items() if level is refuses])
+    ]
+    return _table(("a difference is", "in"), rows)
+
+
 PARTS: dict[str, tuple[str, Callable[[], str]]] = {
     "settings": ("docs/configuration.md", settings),
     "spans": ("docs/telemetry.md", spans),
     "attributes": ("docs/telemetry.md", attributes),
     "metrics": ("docs/telemetry.md", metrics),
     "events": ("docs/telemetry.md", events),
+    "differences": ("docs/bench.md", refusals),
 }
+
+
+def result_schema() -> str:
+    """The format of the files that ``inferspan bench`` saves."""
+    return json.dumps(results.schema(), indent=2, ensure_ascii=False) + "\n"
+
+
+WHOLE: dict[str, Callable[[], str]] = {"docs/bench-result.schema.json": result_schema}
+"""Files of which all is generated."""
 
 
 def differing() -> list[str]:
     """Files whose generated parts are not what the tables say."""
-    return [str(path.relative_to(ROOT)) for path, text in _rendered().items() if path.read_text("utf-8") != text]
+    return [
+        str(path.relative_to(ROOT))
+        for path, text in _rendered().items()
+        if not path.exists() or path.read_text("utf-8") != text
+    ]
 
 
 def write() -> None:
@@ -113,7 +139,7 @@ def write() -> None:
 
 
 def _rendered() -> dict[Path, str]:
-    texts: dict[Path, str] = {}
+    texts = {ROOT / file: make() for file, make in WHOLE.items()}
     for name, (file, make) in PARTS.items():
         path = ROOT / file
         text = texts.get(path) or path.read_text("utf-8")

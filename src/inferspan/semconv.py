@@ -396,6 +396,8 @@ XID_CODE = _attribute("inferspan.device.xid.code", "int", "The number of the XID
 ECC_KIND = _attribute("inferspan.device.ecc.kind", "string", "`corrected` or `uncorrected`")
 DIRECTION = _attribute("network.io.direction", "string", "`transmit` (from the device) or `receive`")
 PROCESS_PID = _attribute("process.pid", "int", "Process id, as the driver gives it: in a container often the host's")
+PER = _attribute("inferspan.per", "string",
+    "Unit of work that a baseline is divided by: `call`, `token`, `row`, `flop`, `step` or `byte` of the KV cache")
 CPU_MODE = _attribute("cpu.mode", "string", "`user`, `system`, and of the host `idle`, `iowait`, `nice`, `steal`, …")
 MEMORY_STATE = _attribute("system.memory.state", "string", "`used`, `free`, `buffers` or `cached`")
 
@@ -534,6 +536,7 @@ SOURCES = {
     "xid": "Only with `xid` in `INFERSPAN_DEVICES_DETAIL`",
     "process": "",
     "host": "",
+    "bench": "Told by `inferspan bench --otlp` alone",
 }
 """What a metric is read from, and when it is there."""
 _DEVICE = (HW_ID, HW_NAME, HW_PARENT)
@@ -626,6 +629,11 @@ OVERHEAD_CALLS = _metric("inferspan.overhead.devices.calls", "observable_counter
     "Calls of the driver made for these metrics", source="device")
 OVERHEAD_TIME = _metric("inferspan.overhead.devices.time", "observable_counter", "s",
     "Time in which the reader thread was reading, waiting for the driver included", source="device")
+
+# -- told by a benchmark (docs/bench.md) --------------------------------------------------------------------------
+
+BASELINE = _metric("inferspan.baseline", "gauge", "s", "Time of one phase / work done in it, in a benchmark",
+    OPERATION_NAME, REQUEST_MODEL, PHASE_NAME, PER, source="bench")
 
 # -- events ------------------------------------------------------------------------------------------------------
 

@@ -55,7 +55,7 @@ SEARCHES = [
 ]
 
 # What no application of ours tells. A test fails where one does: take that off here.
-BY_HAND = set(promql.OTHERS)
+BY_HAND = {semconv.BASELINE}
 # On no panel: only of what is streamed.
 ABSENT = {semconv.INFERENCE_FIRST_CHUNK}
 
@@ -71,7 +71,7 @@ def tell_by_hand(prometheus: Prometheus) -> None:
     values |= {"inferspan.phase": "forward", "inferspan.per": "call"}
     points = []
     for name in sorted(BY_HAND):
-        metric = {**semconv.METRICS, **promql.OTHERS}[name]
+        metric = semconv.METRICS[name]
         attributes = {key: values.get(key, "by hand") for key in metric.attributes}
         instrument = getattr(meter, f"create_{metric.instrument}")(name, metric.unit)
         put = {"histogram": "record", "gauge": "set", "counter": "add"}[metric.instrument]
@@ -153,7 +153,7 @@ def numbers(prometheus: Prometheus, expression: str) -> list[float]:
 
 def of_metrics(expression: str) -> set[str]:
     """Names of the metrics that an expression asks for."""
-    every = {**semconv.METRICS, **promql.OTHERS}
+    every = semconv.METRICS
     series = {name: metric.name for metric in every.values() for name in promql.series_of(metric)}
     return {series[selector.name] for selector in promql.selectors(asked(expression)) if selector.name in series}
 
@@ -187,7 +187,7 @@ def test_points_of_panel_lead_to_traces(filled: Prometheus, expression: str) -> 
 
 def test_names_and_labels_are_those_that_prometheus_gives(filled: Prometheus) -> None:
     """All metrics of our table arrive, under the names and with the labels that rules and dashboard are checked by."""
-    every = {**semconv.METRICS, **promql.OTHERS}
+    every = semconv.METRICS
     series = filled.json("/api/v1/series", **{"match[]": f'{{job=~"{SERVICE}|{LATEST}"}}'})["data"]
     ours = [one for one in series if not re.search("^target_info$|^ALERTS|:", one["__name__"])]
     labels: dict[str, set[str]] = {}
@@ -202,7 +202,7 @@ def test_names_and_labels_are_those_that_prometheus_gives(filled: Prometheus) ->
 
 
 def test_what_is_told_by_hand_is_told_by_nobody_else(filled: Prometheus) -> None:
-    every = {**semconv.METRICS, **promql.OTHERS}
+    every = semconv.METRICS
     names = [name for metric in BY_HAND for name in promql.series_of(every[metric])]
     found = filled.query(f'count by (__name__) ({{__name__=~"{"|".join(names)}", instance!="by-hand"}})')
 

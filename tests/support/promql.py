@@ -26,11 +26,6 @@ EVERYWHERE = frozenset({"job", "instance", "host_name", "le", "__name__"})
 """Labels that any series may have: of its process, what prometheus.yaml promotes, and the bound of a bucket."""
 
 
-# Metrics that src/inferspan/semconv.py does not have: whoever has a baseline exports it (docs/alerts.md).
-_BASELINE = ("gen_ai.operation.name", "gen_ai.request.model", "inferspan.phase", "inferspan.per")
-OTHERS = {"inferspan.baseline": semconv.Metric("inferspan.baseline", "gauge", "s", "", _BASELINE)}
-
-
 class Selector(NamedTuple):
     """One selector of an expression: the series, and the labels that it looks at."""
 
@@ -72,7 +67,7 @@ def known() -> dict[str, frozenset[str]]:
     """The labels of each series that our table gives."""
     return {
         series: EVERYWHERE | {label(attribute) for attribute in metric.attributes}
-        for metric in (*semconv.METRICS.values(), *OTHERS.values())
+        for metric in semconv.METRICS.values()
         for series in series_of(metric)
     }
 

@@ -146,10 +146,6 @@ def test_names_of_series_are_unique() -> None:
     assert {name for name, count in counts.items() if count > 1} == set()
 
 
-def test_metrics_of_others_are_not_ours() -> None:
-    assert promql.OTHERS.keys() & semconv.METRICS.keys() == set(), "it is in the table now: take it off OTHERS"
-
-
 # -- Prometheus: rules and dashboard ----------------------------------------------------------------------------------
 
 

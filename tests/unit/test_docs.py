@@ -34,7 +34,7 @@ def copy(tmp_path: Path, docs: ModuleType) -> Path:
     """A copy of the script and of every file that it writes, brought up to date."""
     (tmp_path / "scripts").mkdir()
     shutil.copy(ROOT / "scripts" / "docs.py", tmp_path / "scripts")
-    for file, _ in docs.PARTS.values():
+    for file in [*(file for file, _ in docs.PARTS.values()), *docs.WHOLE]:
         (tmp_path / file).parent.mkdir(exist_ok=True)
         shutil.copy(ROOT / file, tmp_path / file)
     assert run(tmp_path) == (0, "")

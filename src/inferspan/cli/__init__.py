@@ -21,6 +21,9 @@ __all__ = ["CommandError", "main", "require"]
 
 _COMMANDS = {
     "demo": "traces small models on this machine, and draws what was recorded",
+    "bench": "measures a model on this machine: a baseline to compare with",
+    "report": "makes one HTML page of results of `inferspan bench`",
+    "baseline": "makes a result of `inferspan bench` the baseline of the alerts",
     "agent": "reports the GPUs and the host of this machine over OTLP, until it is told to stop",
     "devices": "shows the GPUs of this machine",
 }

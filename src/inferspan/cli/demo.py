@@ -22,10 +22,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import inferspan
+from inferspan.bench.tasks import TASKS
 from inferspan.cli import CommandError, require
 from inferspan.cli.demo_models import (
     REAL,
-    TASKS,
     classifier,
     cosine,
     embedder,

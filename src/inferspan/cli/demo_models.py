@@ -13,22 +13,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from inferspan.bench.tasks import TASKS, task_of
 from inferspan.cli import CommandError
 from inferspan.cli.sentences import SENTENCES
 
 REAL = "all-MiniLM-L6-v2"
 _BERT, _LLAMA = "tiny-bert-random", "tiny-llama-random"
-TASKS = ("text-generation", "text-classification", "feature-extraction", "token-classification", "fill-mask")
-"""What can be done with sentences alone."""
-
-_TASK_OF_ENDING = {
-    "CausalLM": "text-generation",
-    "LMHeadModel": "text-generation",
-    "SequenceClassification": "text-classification",
-    "TokenClassification": "token-classification",
-    "MaskedLM": "fill-mask",
-    "Model": "feature-extraction",
-}
 _SEED = 0
 
 
@@ -143,13 +133,12 @@ def cosine(one: Sequence[float], other: Sequence[float]) -> float:
 
 def _task(config: Any) -> str:
     """The task by the architecture that the model's configuration names."""
-    for architecture in config.architectures or ():
-        for ending, task in _TASK_OF_ENDING.items():
-            if architecture.endswith(ending):
-                return task
-        if not architecture.endswith("ForConditionalGeneration"):
-            raise CommandError(f"{architecture} has none of the tasks that the demo has input for: {', '.join(TASKS)}")
-    return "text-generation"
+    architectures = config.architectures or ()
+    task = task_of(architectures)
+    if task is None and any(not name.endswith("ForConditionalGeneration") for name in architectures):
+        named = ", ".join(architectures)
+        raise CommandError(f"{named} has none of the tasks that the demo has input for: {', '.join(TASKS)}")
+    return task or "text-generation"
 
 
 def _word_pieces() -> Any:
