@@ -767,6 +767,13 @@ def _called_as(cls: type, subject: Subject) -> Any:
 # -- other instrumentations ------------------------------------------------------------------------------------------
 
 
+OTHERS_WRAP = (
+    (transformers.TextGenerationPipeline, "__call__"),
+    (transformers.GenerationMixin, "generate"),
+    (transformers.LlamaForCausalLM, "forward"),
+)
+
+
 @contextlib.contextmanager
 def other_instrumentation(name: str) -> Iterator[InMemorySpanExporter]:
     """Another instrumentation on ``TextGenerationPipeline.__call__``, and what it records."""
@@ -814,15 +821,10 @@ def _wrapt(provider: TracerProvider) -> Callable[[], None]:
         with tracer.start_as_current_span(wrapped.__name__):
             return wrapped(*args, **kwargs)
 
-    places = [
-        (transformers.TextGenerationPipeline, "__call__"),
-        (transformers.GenerationMixin, "generate"),
-        (transformers.LlamaForCausalLM, "forward"),
-    ]
-    originals = [(owner, name, vars(owner)[name]) for owner, name in places]
-    for owner, name in places:
+    originals = [(owner, name, vars(owner)[name]) for owner, name in OTHERS_WRAP]
+    for owner, name in OTHERS_WRAP:
         wrapt.wrap_function_wrapper(owner, name, wrapper)
-    wrappers = [vars(owner)[name] for owner, name in places]
+    wrappers = [vars(owner)[name] for owner, name in OTHERS_WRAP]
 
     def undo() -> None:
         for (owner, name, original), ours in zip(originals, wrappers, strict=True):
