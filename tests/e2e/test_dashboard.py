@@ -109,6 +109,7 @@ def filled(nvml_library: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
         **driver.environment,
         "INFERSPAN_DEVICES_DETAIL": "slow,gpm,xid",
         "INFERSPAN_CHILDREN_MAX": "3",
+        "INFERSPAN_LAYERS": "transformer",
     }
     latest = {**settings, "INFERSPAN_DEVICES": "never", "OTEL_SEMCONV_STABILITY_OPT_IN": semconv.LATEST}
     with ExitStack() as stack:
