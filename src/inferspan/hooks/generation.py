@@ -23,7 +23,7 @@ from opentelemetry import context as otel_context
 from opentelemetry.context import Context
 
 from inferspan import faults, semconv
-from inferspan.hooks.patches import Patches
+from inferspan.hooks.patches import Patches, subclasses
 from inferspan.inference import scope
 from inferspan.inference.model import id_set
 from inferspan.inference.record import Inference, Phase
@@ -67,7 +67,7 @@ def _install_models(module: ModuleType, patches: Patches) -> None:
         return __init_subclass__
 
     patches.wrap_classmethod(base, "__init_subclass__", init_subclass)
-    for cls in _subclasses(base):
+    for cls in subclasses(base):
         patch(cls)
 
 
@@ -80,18 +80,6 @@ MODULES = {
     "transformers.modeling_utils": _install_models,
     "transformers.generation.streamers": _install_streamers,
 }
-
-
-def _subclasses(cls: type) -> set[type]:
-    found: set[type] = set()
-    waiting = [cls]
-    while waiting:
-        sub: type
-        for sub in waiting.pop().__subclasses__():
-            if sub not in found:
-                found.add(sub)
-                waiting.append(sub)
-    return found
 
 
 # -- generate ----------------------------------------------------------------------------------------------------

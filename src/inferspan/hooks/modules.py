@@ -21,7 +21,7 @@ from inferspan import faults
 from inferspan.hooks import compiled
 from inferspan.hooks.forwards import forget, guard, is_root, roots, unwatch_root, watch_root, without_compiler
 from inferspan.hooks.layers import choose
-from inferspan.hooks.patches import Patches
+from inferspan.hooks.patches import Patches, subclasses
 from inferspan.inference import model as models
 from inferspan.inference import scope
 
@@ -127,18 +127,8 @@ def _guard_named(base: Any, names: Iterable[str], patches: Patches) -> None:
             guard_if_named(cls)
 
     patches.define(base, "__init_subclass__", __init_subclass__, classmethod)
-    for cls in _subclasses(base):
+    for cls in subclasses(base):
         guard_if_named(cls)
-
-
-def _subclasses(cls: type) -> set[type]:
-    found: set[type] = set()
-    waiting = [cls]
-    while waiting:
-        new: set[type] = set(type.__subclasses__(waiting.pop())) - found
-        found |= new
-        waiting.extend(new)
-    return found
 
 
 # -- by hand -----------------------------------------------------------------------------------------------------------

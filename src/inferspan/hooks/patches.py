@@ -111,6 +111,17 @@ class Patches:
             setattr(where, name, replacement._inferspan_original)
 
 
+def subclasses(cls: type) -> set[type]:
+    """All classes below this one that exist now."""
+    found: set[type] = set()
+    waiting = [cls]
+    while waiting:
+        new: set[type] = set(type.__subclasses__(waiting.pop())) - found
+        found |= new
+        waiting.extend(new)
+    return found
+
+
 def is_ours(function: Any) -> bool:
     """Whether the function itself (not one that wraps it) is a replacement of ours."""
     return getattr(function, "_inferspan_wrapper", None) is function

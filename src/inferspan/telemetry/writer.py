@@ -48,7 +48,7 @@ Attributes = Mapping[str, Any]
 _ERROR = Status(StatusCode.ERROR)
 _UNSET = Status(StatusCode.UNSET)
 _RANDOM: int = getattr(TraceFlags, "RANDOM_TRACE_ID", 0)  # newer than the oldest SDK that we support
-_NO_LIMITS = SpanLimits()
+_DEFAULT_LIMITS = SpanLimits()
 _NOTHING = SpanProcessor()
 _PASSIVE = (SpanProcessor, BatchSpanProcessor, SimpleSpanProcessor)
 _GROUPS = (SynchronousMultiSpanProcessor, ConcurrentMultiSpanProcessor)
@@ -146,7 +146,7 @@ class DirectWriter(TracerWriter):
             resource=tracer.resource,
             span_processor=_NOTHING,
             instrumentation_scope=self._scope,
-            limits=_NO_LIMITS,
+            limits=_DEFAULT_LIMITS,
         )
         live.start(start_ns)
         live.asked = attributes
@@ -231,7 +231,7 @@ def _is_plain(tracer: Tracer) -> bool:
         type(tracer.span_processor) in _GROUPS
         and all(map(_is_passive, tracer.span_processor._span_processors))
         and _is_even(tracer.sampler)
-        and vars(tracer._span_limits) == vars(_NO_LIMITS)
+        and vars(tracer._span_limits) == vars(_DEFAULT_LIMITS)
         and (metrics_of_itself is None or type(metrics_of_itself).__name__ == "NoOpTracerMetrics")
     )
 
