@@ -129,6 +129,7 @@ class Inference:
     layers: Layers | None = None
     has_layers: bool | None = None  # not decided
     serial: int = 0
+    hooks_ns: int = 0  # that the calling thread has spent in our hooks
     is_alone: bool = False
     open_after: int = 0
     busy_ns: int | None = None
