@@ -11,7 +11,6 @@ raised, since a warning must not end the program that we watch.
 from __future__ import annotations
 
 import logging
-import threading
 import warnings
 
 logger = logging.getLogger("inferspan")
@@ -21,9 +20,8 @@ _TOLD_MAX = 256
 reraise = False
 """Set by our own tests: a fault then fails the test that met it."""
 
-_told: set[str] = set()
+_told: dict[str, object] = {}
 _counts: dict[str, int] = {}
-_lock = threading.Lock()
 
 
 class InferspanWarning(UserWarning):
@@ -69,8 +67,6 @@ def forget() -> None:
 
 
 def _first_time(key: str) -> bool:
-    with _lock:
-        if key in _told or len(_told) >= _TOLD_MAX:
-            return False
-        _told.add(key)
-        return True
+    # no lock: a signal handler may come here while this runs, and a fork
+    mine = object()
+    return len(_told) < _TOLD_MAX and _told.setdefault(key, mine) is mine
