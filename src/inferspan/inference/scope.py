@@ -362,6 +362,8 @@ def abandon_open() -> None:
     with its last item."""
     for inference in list(_open.values()):
         inference.abandoned = True
+        if inference.busy_ns is None:
+            inference.cut_off()
         close(inference, end_ns=None if inference.busy_ns is None else inference.last_ns)
 
 
