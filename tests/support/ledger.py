@@ -133,7 +133,8 @@ class Ran:
         """How often each inference was exported, each of them whole: its root, and these children within its time."""
         below: dict[int, list[dict[str, Any]]] = {}
         for span in self.spans():
-            below.setdefault(span["parent"], []).append(span)
+            if span["span"] != "answer":  # else of a process that was forked inside the inference
+                below.setdefault(span["parent"], []).append(span)
         found: Counter[int] = Counter()
         for root in self.spans("answer"):
             children = sorted(below.pop(root["id"], []), key=lambda span: span["start"])

@@ -67,9 +67,9 @@ class Finalizer:
         self.children_dropped = 0
         if hasattr(os, "register_at_fork"):
             os.register_at_fork(
-                before=_weakly(self._before_fork),
-                after_in_parent=_weakly(self._after_fork_in_parent),
-                after_in_child=_weakly(self._after_fork_in_child),
+                before=weakly(self._before_fork),
+                after_in_parent=weakly(self._after_fork_in_parent),
+                after_in_child=weakly(self._after_fork_in_child),
             )
 
     def submit(self, record: Record) -> None:
@@ -197,7 +197,8 @@ class Finalizer:
         self._thread = None
 
 
-def _weakly(method: Callable[[], None]) -> Callable[[], None]:
+def weakly(method: Callable[[], None]) -> Callable[[], None]:
+    """The method, as long as its owner lives: what is registered for forks cannot be taken back."""
     reference = weakref.WeakMethod(method)
 
     def call() -> None:

@@ -76,6 +76,15 @@ class Providers:
         self._meter_provider = provider
         return provider.get_meter(SCOPE, __version__, semconv.SCHEMA_URL)
 
+    def forget_points(self) -> None:
+        """Begin all sums of ours anew. A forked child has those of its parent, which would be exported twice."""
+        consumer = getattr(self._meter_provider, "_measurement_consumer", None)
+        for storage in getattr(consumer, "_reader_storages", {}).values():
+            matches = getattr(storage, "_instrument_view_instrument_matches", {})
+            for instrument in list(matches):
+                if instrument.instrumentation_scope.name == SCOPE:
+                    del matches[instrument]
+
     def logger(self) -> _logs.Logger:
         """Our logger, for events."""
         provider = self._given_logger_provider or _logs.get_logger_provider()

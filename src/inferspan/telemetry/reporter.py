@@ -19,7 +19,7 @@ from inferspan.measure import figures
 from inferspan.measure.figures import Figures, Growth
 from inferspan.measure.leaks import ALLOCATOR, RESIDENT, Leaks
 from inferspan.telemetry import devices as device_instruments
-from inferspan.telemetry.finalizer import Finalizer
+from inferspan.telemetry.finalizer import Finalizer, weakly
 from inferspan.telemetry.metrics import Points
 from inferspan.telemetry.providers import Providers
 from inferspan.telemetry.spans import content_attributes, start_root, tell_inference, tell_lone
@@ -63,13 +63,15 @@ class Reporter:
         self._leaks_pid = os.getpid()
         self._points: Points | None = None
         self._over_children_max = 0
-        self._dropped_told = {"fault": sum(faults.counts().values())}
+        self._dropped_told = self._dropped()
         _current = self
         # Found here, a provider that is set already runs its exit handler after ours, whatever happens first.
         self._providers.writer()
         self._bind_meter()
         if settings.content_in_events:
             self._providers.logger()
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=weakly(self._after_fork_in_child))
 
     def start_root(self, inference: Inference, context: Context) -> Span:
         self._finalizer.ensure_running()
@@ -199,15 +201,23 @@ class Reporter:
         points = self._points
         if points is None:
             return
-        for reason, count in (
-            ("queue_full", self._finalizer.children_dropped),
-            ("children_max", self._over_children_max),
-            ("fault", sum(faults.counts().values())),
-        ):
-            told = self._dropped_told.get(reason, 0)
+        for reason, count in self._dropped().items():
+            told = self._dropped_told[reason]
             if count > told:
                 points.count_dropped(count - told, reason)
                 self._dropped_told[reason] = count
+
+    def _dropped(self) -> dict[str, int]:
+        return {
+            "queue_full": self._finalizer.children_dropped,
+            "children_max": self._over_children_max,
+            "fault": sum(faults.counts().values()),
+        }
+
+    def _after_fork_in_child(self) -> None:
+        # The parent tells its own counts and points.
+        self._dropped_told = self._dropped()
+        self._providers.forget_points()
 
     def _tell_event(self, inference: Inference) -> None:
         try:
