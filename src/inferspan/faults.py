@@ -34,12 +34,15 @@ def note(place: str) -> None:
         raise  # called from an except block: this is that exception
     _counts[place] = _counts.get(place, 0) + 1
     if _first_time(place):
-        logger.warning(
-            "inferspan: a fault in %s; the program is not affected, this part of its telemetry is missing. "
-            "Further faults there are counted, not logged.",
-            place,
-            exc_info=True,
-        )
+        try:
+            logger.warning(
+                "inferspan: a fault in %s; the program is not affected, this part of its telemetry is missing. "
+                "Further faults there are counted, not logged.",
+                place,
+                exc_info=True,
+            )
+        except Exception:  # noqa: BLE001 - a log handler of the program's; and there is nowhere left to tell it
+            pass
 
 
 def counts() -> dict[str, int]:
@@ -56,9 +59,12 @@ def warn_once(key: str, message: str) -> None:
 def warn(message: str) -> None:
     """Issue ``message`` as an :class:`InferspanWarning`, never raising."""
     try:
-        warnings.warn(message, InferspanWarning, stacklevel=2)
-    except InferspanWarning:
-        logger.warning(message)
+        try:
+            warnings.warn(message, InferspanWarning, stacklevel=2)
+        except InferspanWarning:
+            logger.warning(message)
+    except Exception:  # noqa: BLE001 - a log handler of the program's, or what it does with warnings
+        pass
 
 
 def forget() -> None:

@@ -80,7 +80,7 @@ def test_end_of_the_program_exports_what_had_ended(tmp_path: Path, way: str, sta
     assert ran.status == status
     assert ran.exported() == ran.ended() == Counter(range(50))
     assert ran.points("gen_ai.client.operation.duration", "gen_ai.operation.name") == {"answer": 50}
-    assert ran.points("inferspan.dropped", "inferspan.drop.reason") == {}
+    assert ran.points("inferspan.overhead.dropped", "inferspan.drop.reason") == {}
 
 
 @pytest.mark.parametrize(

@@ -79,15 +79,8 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize(
-    "method",
-    [
-        pytest.param(
-            method, marks=pytest.mark.promise(f"`multiprocessing` by {method}: processes and pools", "exported")
-        )
-        for method in ("fork", "spawn", "forkserver")
-    ],
-)
+@pytest.mark.promise("`multiprocessing` by fork, spawn and fork server: processes and pools", "exported")
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
 def test_processes_and_pools_tell_their_own(tmp_path: Path, method: str) -> None:
     ran = both(tmp_path, MULTIPROCESSING, method)
 

@@ -18,6 +18,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from opentelemetry import metrics, trace
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import (
+    MetricExporter,
+    MetricExportResult,
+    MetricsData,
+    PeriodicExportingMetricReader,
+)
+from opentelemetry.sdk.metrics.view import View
+from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
+from opentelemetry.sdk.trace.sampling import Sampler
+
+import inferspan
+
 ROOT = Path(__file__).parents[2]
 PATIENCE_S = 120.0
 _HOUR_MS = 3_600_000
@@ -39,62 +54,67 @@ def is_on() -> bool:
     return os.environ.get("INSTRUMENTED") != "0"
 
 
-def connect(**settings: Any) -> None:
-    """Set providers that write to the ledger, globally, and instrument."""
-    if not is_on():
-        return
-    from opentelemetry import metrics, trace
-    from opentelemetry.sdk.metrics import MeterProvider
-    from opentelemetry.sdk.metrics.export import MetricExporter, MetricExportResult, PeriodicExportingMetricReader
-    from opentelemetry.sdk.trace import TracerProvider
-    from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
+class Spans(SpanExporter):
+    """Writes each span to the ledger."""
 
-    import inferspan
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        for span in spans:
+            note(
+                span=span.name,
+                id=span.context.span_id,
+                trace=span.context.trace_id,
+                parent=span.parent and span.parent.span_id,
+                start=span.start_time,
+                end=span.end_time,
+                status=span.status.status_code.name,
+                attributes=dict(span.attributes or {}),
+            )
+        return SpanExportResult.SUCCESS
 
-    class Spans(SpanExporter):
-        def export(self, spans: Any) -> SpanExportResult:
-            for span in spans:
-                note(
-                    span=span.name,
-                    id=span.context.span_id,
-                    trace=span.context.trace_id,
-                    parent=span.parent and span.parent.span_id,
-                    start=span.start_time,
-                    end=span.end_time,
-                    status=span.status.status_code.name,
-                    attributes=dict(span.attributes),
-                )
-            return SpanExportResult.SUCCESS
 
-    class Points(MetricExporter):
-        def export(self, data: Any, timeout_millis: float = 0, **kwargs: Any) -> MetricExportResult:
-            for resource in data.resource_metrics:
-                for scope in resource.scope_metrics:
-                    for metric in scope.metrics:
-                        for point in metric.data.data_points:
-                            value = point.count if hasattr(point, "count") else point.value
-                            note(metric=metric.name, attributes=dict(point.attributes), value=value)
-            return MetricExportResult.SUCCESS
+class Points(MetricExporter):
+    """Writes each point to the ledger."""
 
-        def force_flush(self, timeout_millis: float = 0) -> bool:
-            return True
+    def export(self, metrics_data: MetricsData, timeout_millis: float = 0, **kwargs: Any) -> MetricExportResult:
+        for resource in metrics_data.resource_metrics:
+            for scope in resource.scope_metrics:
+                for metric in scope.metrics:
+                    for point in metric.data.data_points:
+                        value = point.count if hasattr(point, "count") else point.value
+                        note(metric=metric.name, attributes=dict(point.attributes or {}), value=value)
+        return MetricExportResult.SUCCESS
 
-        def shutdown(self, timeout_millis: float = 0, **kwargs: Any) -> None:
-            pass
+    def force_flush(self, timeout_millis: float = 0) -> bool:
+        return True
 
-    tracer_provider = TracerProvider()
-    tracer_provider.add_span_processor(BatchSpanProcessor(Spans(), schedule_delay_millis=_HOUR_MS))
-    trace.set_tracer_provider(tracer_provider)
-    metrics.set_meter_provider(
-        MeterProvider([PeriodicExportingMetricReader(Points(), export_interval_millis=_HOUR_MS)])
-    )
-    inferspan.instrument(**settings)
+    def shutdown(self, timeout_millis: float = 0, **kwargs: Any) -> None:
+        pass
+
+
+def batched(exporter: SpanExporter) -> SpanProcessor:
+    """Exports when it is flushed, and not before."""
+    return BatchSpanProcessor(exporter, schedule_delay_millis=_HOUR_MS)
+
+
+def set_providers(*processors: SpanProcessor, sampler: Sampler | None = None, views: Sequence[View] = ()) -> None:
+    """Set global providers that write to the ledger, or with these processors."""
+    provider = TracerProvider(sampler=sampler)
+    for processor in processors or (batched(Spans()),):
+        provider.add_span_processor(processor)
+    trace.set_tracer_provider(provider)
+    reader = PeriodicExportingMetricReader(Points(), export_interval_millis=_HOUR_MS)
+    metrics.set_meter_provider(MeterProvider([reader], views=views))
+
+
+def connect(*processors: SpanProcessor, **settings: Any) -> None:
+    """Set the providers and instrument."""
+    if is_on():
+        set_providers(*processors)
+        inferspan.instrument(**settings)
 
 
 def infer(number: int, model: Any = None) -> int:
     """One inference, with a phase of its own and, where there is a model, a forward; its number plus one."""
-    import inferspan
-
     with inferspan.inference("answer") as block:
         block.set_attribute("number", number)
         with block.phase("think"):
@@ -129,7 +149,7 @@ class Ran:
         """How often each inference ended."""
         return Counter(line["ended"] for line in self.lines if "ended" in line)
 
-    def exported(self, tree: Sequence[str] = TREE) -> Counter[int]:
+    def exported(self, tree: Sequence[str] | None = TREE) -> Counter[int]:
         """How often each inference was exported, each of them whole: its root, and these children within its time."""
         below: dict[int, list[dict[str, Any]]] = {}
         for span in self.spans():
@@ -138,7 +158,8 @@ class Ran:
         found: Counter[int] = Counter()
         for root in self.spans("answer"):
             children = sorted(below.pop(root["id"], []), key=lambda span: span["start"])
-            assert (root["span"], *(child["span"] for child in children)) == tuple(tree), (root, children)
+            names = (root["span"], *(child["span"] for child in children))
+            assert tree is None or names == tuple(tree), (root, children)
             for child in children:
                 assert child["trace"] == root["trace"]
                 assert root["start"] <= child["start"] <= child["end"] <= root["end"]
