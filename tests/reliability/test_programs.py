@@ -186,10 +186,7 @@ sys.exit(3)
     assert names(ran) == expected + Counter({"forward": 1, "answer": 1, "think": 1})
 
 
-@pytest.mark.fault(
-    "a low recursion limit",
-    "what fits without us by a few frames still fits; beyond, the program's own `RecursionError`",
-)
+@pytest.mark.fault("a low recursion limit", "a `RecursionError` a few calls earlier than without, and nothing else")
 def test_low_recursion_limit_gives_the_programs_own_error_and_nothing_else(tmp_path: Path) -> None:
     code = """
 sys.setrecursionlimit(400)
@@ -207,15 +204,19 @@ for depth in range(395, 0, -1):
         found.append(None)
 assert set(found) == {1, None}, set(found)
 first = found.index(1)
-assert first < 120, first
+note(calls=395 - first)
 assert found[first:] == [1] * len(found[first:])  # no gap: where it fits, it fits from there on
 from inferspan.inference import scope
 print(scope.ACTIVE.get(), scope.open_count())
 print([infer(n) for n in range(1, 31)])
 sys.exit(3)
 """
-    ran = both(tmp_path, START + "connect()\n" + code, same_errors=False)  # one warning, where a fault was ours
+    without = program(tmp_path, START + code, instrumented=False)
+    ran = program(tmp_path, START + "connect()\n" + code)
+    assert (without.outcome, ran.outcome[:2]) == ((3, ran.stdout, ""), (3, ran.stdout)), ran.stderr
 
+    calls, most = [line["calls"] for line in [*ran.lines, *without.lines] if "calls" in line]
+    assert most - 25 <= calls < most
     exported = ran.exported(None)
     assert [exported[n] for n in range(1, 31)] == [1] * 30
     dropped = ran.points("inferspan.overhead.dropped", "inferspan.drop.reason")
