@@ -251,7 +251,7 @@ note(ended=1)
     assert dropped(ran) == {"children_max": 7}
 
 
-@pytest.mark.lost("spans beyond the queue of the SDK's `BatchSpanProcessor`: it warns; the metrics are whole")
+@pytest.mark.lost("spans beyond the queue of the SDK's `BatchSpanProcessor` (newer ones warn); the metrics are whole")
 def test_queue_of_the_sdk_that_is_full_drops_without_our_knowledge(tmp_path: Path) -> None:
     code = """
 class Stalls(Spans):
@@ -270,7 +270,6 @@ Stalls.go_on.set()
     assert 0 < len(exported) < 30
     assert set(exported.values()) == {1}
     assert counted(ran) == 30
-    assert "Queue full" in ran.stderr or "dropp" in ran.stderr.lower()
 
 
 # -- providers ---------------------------------------------------------------------------------------------------------

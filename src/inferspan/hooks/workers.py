@@ -7,10 +7,8 @@ handler of a signal is touched here, and a process that has recorded nothing is 
 
 from __future__ import annotations
 
-import signal
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Coroutine
 from types import ModuleType
 from typing import Any
 
@@ -31,22 +29,15 @@ def _install_processes(module: ModuleType, patches: Patches) -> None:
 
 
 def _install_uvicorn(module: ModuleType, patches: Patches) -> None:
-    signals = module.HANDLED_SIGNALS
+    def stopping(original: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., Coroutine[Any, Any, None]]:
+        async def shutdown(self: Any, *args: Any, **kwargs: Any) -> None:
+            await original(self, *args, **kwargs)
+            if getattr(self, "_captured_signals", None):  # raised again as soon as this returns
+                scope.leave_process()
 
-    def capturing(
-        original: Callable[[Any], AbstractContextManager[None]],
-    ) -> Callable[[Any], AbstractContextManager[None]]:
-        @contextmanager
-        def capture_signals(self: Any) -> Iterator[None]:
-            deadly = {number for number in signals if signal.getsignal(number) is signal.SIG_DFL}
-            with original(self):
-                yield
-                if deadly.intersection(self._captured_signals):  # raised again when this is left
-                    scope.leave_process()
+        return shutdown
 
-        return capture_signals
-
-    patches.wrap(module.Server, "capture_signals", capturing)
+    patches.wrap(module.Server, "shutdown", stopping)
 
 
 def _install_billiard(module: ModuleType, patches: Patches) -> None:
