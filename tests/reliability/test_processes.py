@@ -227,6 +227,7 @@ def child():
     return 7
 
 several(100)
+inferspan.force_flush()
 with inferspan.inference("answer") as block:
     block.set_attribute("number", 110)
     with block.phase("think"):
