@@ -204,6 +204,23 @@ connect({processor}(Infers()))
     assert ran.spans("summary") == []
 
 
+@pytest.mark.fault(
+    "a span processor that runs a model itself", "its inferences are not recorded, so there is no end of them"
+)
+def test_span_processor_that_infers_makes_no_telemetry_of_it(tmp_path: Path) -> None:
+    code = """
+class Infers(SpanProcessor):
+    def on_end(self, span):
+        with inferspan.inference("summary") as block, block.phase("think"):
+            pass
+connect(Infers(), batched(Spans()))
+"""
+    ran = both(tmp_path, code + END)
+
+    assert ran.exported() == Counter(range(30))
+    assert ran.spans("summary") == []
+
+
 # -- queues ------------------------------------------------------------------------------------------------------------
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import errno
 import sys
+import threading
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
+from inferspan.inference.record import Inference, Phase
 from support.ledger import TREE, Ran, program
 
 START = """
@@ -61,6 +63,21 @@ sys.exit(3)
 
     assert ran.exported(None) == ran.ended() == Counter(range(len(ran.ended())))
     assert ran.spans("handler")[-1]["parent"] is None
+
+
+@pytest.mark.fault("a signal handler that infers", "inside an inference it is part of that one, outside one of its own")
+def test_signal_handler_in_the_midst_of_the_end_of_a_phase_does_not_wait_for_itself() -> None:
+    inference = Inference("answer", "answer", None, 64)
+
+    def interrupted() -> None:
+        with inference.lock:  # as a handler finds it
+            inference.end(inference.begin("handle"))
+
+    thread = threading.Thread(target=interrupted, daemon=True)
+    thread.start()
+    thread.join(30)
+
+    assert not thread.is_alive()
 
 
 @pytest.mark.fault(
