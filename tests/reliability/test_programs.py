@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from inferspan.inference.record import Inference, Phase
+from inferspan.inference.record import Inference
 from support.ledger import TREE, Ran, program
 
 START = """
