@@ -60,6 +60,9 @@ class Sink(Protocol):
     def submit(self, record: Inference | Lone) -> None:
         """Take a finished record. Never blocks and takes no lock: it may be called by the garbage collector."""
 
+    def leave_process(self) -> None:
+        """Tell everything finished and have the providers flush, if there was anything in this process."""
+
 
 _sink: Sink | None = None
 _memory: ResidentMemory | None = None
@@ -366,7 +369,21 @@ def abandon_open() -> None:
     with its last item."""
     for inference in list(_open.values()):
         inference.abandoned = True
+        if inference.busy_ns is None:
+            inference.cut_off()
         close(inference, end_ns=None if inference.busy_ns is None else inference.last_ns)
+
+
+def leave_process() -> None:
+    """The process ends without exit handlers: tell now what they would have told."""
+    sink = _sink
+    if sink is None:
+        return
+    try:
+        abandon_open()
+        sink.leave_process()
+    except Exception:  # noqa: BLE001
+        faults.note("scope.leave_process")
 
 
 def _after_fork_in_child() -> None:
