@@ -275,9 +275,10 @@ def _postprocess(original: Callable[..., Any]) -> Callable[..., Any]:
         phase = _begin(self, semconv.DETOKENIZE, semconv.POSTPROCESS)
         if phase is None:
             return original(self, *args, **kwargs)
+        result = scope.run_phase(phase, original, (self, *args), kwargs)
         if phase.inference is not None:
             phase.inference.items += 1
-        return scope.run_phase(phase, original, (self, *args), kwargs)
+        return result
 
     return postprocess
 
