@@ -243,7 +243,7 @@ def close(
         if inference.cpu_start_ns is not None:
             inference.cpu_time_ns = cpu_time_ns() - inference.cpu_start_ns
         if _memory is not None:
-            inference.memory_bytes = _memory.read_bytes()
+            inference.memory_bytes = _memory.recent_bytes(inference.end_ns)
         inference.is_alone = inference.is_alone and inference.serial == _last_serial
         inference.open_after = len(_open)
         if inference.whole is not None and inference.whole.watch is not None:
