@@ -345,8 +345,9 @@ class _Stream:
     @staticmethod
     def _left(inference: Inference, entered: scope.Entered, start_ns: int) -> None:
         scope.leave(entered)
-        inference.last_ns = perf_counter_ns()
-        inference.busy_ns = (inference.busy_ns or 0) + inference.last_ns - start_ns
+        if inference.end_ns is None:
+            inference.last_ns = perf_counter_ns()
+            inference.busy_ns = (inference.busy_ns or 0) + inference.last_ns - start_ns
 
     def begin_again(self) -> None:
         """A result that is iterated once more after its end, or goes on after an error: one more inference."""

@@ -203,6 +203,8 @@ class Inference:
         phase.busy_ns += spent
         phase.calls += 1
         with self.lock:
+            if self.end_ns is not None:  # closed meanwhile, from elsewhere: the phase would reach beyond it
+                return
             self._add_to_totals(phase, spent)
             last = self._last_phase
             if last is not None and last.name == phase.name and self._mergeable(last, phase):
