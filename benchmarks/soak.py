@@ -157,6 +157,9 @@ class Books:
     def _read_bad(self, told: Any) -> None:
         self.complain(" ".join(f"{value}" for value in told.values()))
 
+    def _read_disturbed(self, told: Any) -> None:
+        self.numbers["points perhaps"] += 1
+
     def _read_fork(self, told: Any) -> None:
         self.numbers["forks"] += 1
 

@@ -252,6 +252,8 @@ class Soak:
         if not marked:
             if undisturbed:
                 self.ledger.write(kind="bad", what="an inference was not recorded", serial=serial, tree=expected)
+            else:
+                self.ledger.write(kind="disturbed")
             return
         self.ledger.write(
             kind="inference",
