@@ -25,7 +25,7 @@ from typing import Any
 
 import psutil
 import torch
-from opentelemetry import metrics, trace
+from opentelemetry import trace
 from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.metrics import _internal as metrics_internal
@@ -461,7 +461,7 @@ class Soak:
     def guarded(self, work: Callable[[Any], None], seed: Any) -> None:
         try:
             work(seed)
-        except BaseException as error:  # noqa: BLE001
+        except BaseException as error:
             self.ledger.write(kind="bad", what=f"{type(error).__name__} in the program: {str(error)[:500]}")
             logging.exception("in the program")
 

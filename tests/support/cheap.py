@@ -96,7 +96,7 @@ class CheapLM(transformers.PreTrainedModel, transformers.GenerationMixin):
         _touch()
         if fails_at is not None and fails_at.due():
             raise fails_at.error
-        return CausalLMOutputWithPast(logits=self.logits.expand(input_ids.shape[0], 1, VOCABULARY))
+        return CausalLMOutputWithPast(logits=self.logits.expand(*input_ids.shape, VOCABULARY))
 
     def prepare_inputs_for_generation(self, input_ids: torch.Tensor, **kwargs: Any) -> dict[str, Any]:
         return {"input_ids": input_ids, "fails_at": kwargs.get("fails_at")}
@@ -161,3 +161,21 @@ def generate(model: CheapLM, tokens: int, prompt: int = 2, fails_at: FailsAt | N
     ids = torch.full((1, prompt), FIRST)
     given = {} if fails_at is None else {"fails_at": fails_at}
     return model.generate(ids, max_new_tokens=tokens, do_sample=False, use_cache=False, **given)
+
+
+def generate_batch(model: CheapLM, requests: int, tokens: int) -> dict[str, Any]:
+    """So many requests at once to a manager of continuous batching."""
+    is_v4 = transformers.__version__.startswith("4.")
+    sizes = {"num_blocks": 512, "max_batch_tokens": 256}
+    ids = {"do_sample": False, "eos_token_id": 1, "pad_token_id": 0}
+    options: dict[str, Any] = {"generation_config": transformers.GenerationConfig(**ids, **(sizes if is_v4 else {}))}
+    if is_v4:
+        from transformers.generation.continuous_batching import cache
+
+        model.set_attn_implementation("sdpa_paged")
+        # it cannot read how much memory a CPU has
+        cache.get_device_and_memory_breakdown = lambda: (torch.device("cpu"), 2**30, 0, 0)
+    else:
+        options["continuous_batching_config"] = transformers.ContinuousBatchingConfig(page_size=16, **sizes)
+    prompts = [[FIRST] * 3 for _ in range(requests)]
+    return model.generate_batch(prompts, progress_bar=False, max_new_tokens=tokens, **options)
