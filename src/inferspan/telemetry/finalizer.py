@@ -36,7 +36,6 @@ _IDLE_MIN_S = 0.02
 _IDLE_MAX_S = 0.32
 _PORTION = 16
 _PATIENCE_NS = 5 * 10**9
-_FORK_PATIENCE_S = 1.0
 
 
 class Finalizer:
@@ -59,11 +58,7 @@ class Finalizer:
         self._no_thread_until = 0.0
         self.children_dropped = 0
         if hasattr(os, "register_at_fork"):
-            os.register_at_fork(
-                before=_weakly(self._before_fork),
-                after_in_parent=_weakly(self._after_fork_in_parent),
-                after_in_child=_weakly(self._after_fork_in_child),
-            )
+            os.register_at_fork(after_in_child=_weakly(self._after_fork_in_child))
 
     def submit(self, record: Record) -> None:
         """Take a finished record."""
@@ -157,17 +152,6 @@ class Finalizer:
         except Exception:  # noqa: BLE001
             faults.note("telemetry.ready")
             return True
-
-    def _before_fork(self) -> None:
-        # Telling takes locks of the SDK, which a child would find held for good. An exporter that hangs in there holds
-        # up the fork no longer than this.
-        self._telling.acquire(timeout=_FORK_PATIENCE_S)
-
-    def _after_fork_in_parent(self) -> None:
-        try:
-            self._telling.release()
-        except RuntimeError:  # it could not be had in time
-            pass
 
     def _after_fork_in_child(self) -> None:
         # The parent tells what the parent saw. Locks may have been held by threads that are not here.
