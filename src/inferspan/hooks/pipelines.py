@@ -134,7 +134,7 @@ def _capture_output(inference: Inference, result: Any) -> None:
 
 
 def _patch_phases(cls: type, patches: Patches) -> None:
-    if cls in _patched_classes and _patched_classes[cls] is patches:
+    if _patched_classes.get(cls) is patches:
         return
     _patched_classes[cls] = patches
     try:
@@ -171,10 +171,10 @@ _OTHER_PROCESSORS = [
 def _begin(pipeline: Any, text: str, other: str) -> Phase | None:
     """A phase of the inference that is active here; ``None`` outside of one and inside another phase."""
     active = scope.ACTIVE.get()
-    if active is None or active.is_phase or active.inference is None:
+    if type(active) is not Inference:
         return None
     try:
-        return active.inference.begin(text if text == other or _reads_text(pipeline) else other)
+        return active.begin(text if text == other or _reads_text(pipeline) else other)
     except Exception:  # noqa: BLE001
         faults.note("pipelines.phase")
         return None

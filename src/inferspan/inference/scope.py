@@ -147,6 +147,7 @@ def open_inference(
         inference.context = set_span_in_context(inference.root, inference.parent)
         _open[id(inference)] = inference
         _count_company(inference)
+        inference.hooks_ns = perf_counter_ns() - inference.start_ns
         return inference
     except Exception:  # noqa: BLE001 - a user's sampler or span processor may raise anything
         faults.note("scope.open")
@@ -188,6 +189,10 @@ def measure(phase: Phase, model: Any, device: str | None) -> None:
             phase.watch = found.stopwatch(sink.settings.gpu_timers_max)
     except Exception:  # noqa: BLE001
         faults.note("scope.measure")
+    finally:
+        # all that was looked at since the phase began; where it is the inference itself, since that was opened
+        spent = perf_counter_ns() - phase.start_ns
+        inference.hooks_ns = spent if phase is inference.whole else inference.hooks_ns + spent
 
 
 def note_work(phase: Phase, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -241,7 +246,8 @@ def close(
     if inference.fork_generation != _fork_generation or vars(inference).setdefault("closer", closer) is not closer:
         return
     try:
-        inference.end_ns = perf_counter_ns() if end_ns is None else end_ns
+        now = perf_counter_ns()
+        inference.end_ns = now if end_ns is None else end_ns
         if inference.cpu_start_ns is not None:
             inference.cpu_time_ns = cpu_time_ns() - inference.cpu_start_ns
         if _memory is not None:
@@ -266,6 +272,7 @@ def close(
                 )
         elif failed is not None:
             inference.failure = Failure(failed, "", None)
+        inference.hooks_ns += perf_counter_ns() - now
         sink.submit(inference)
     except Exception:  # noqa: BLE001
         faults.note("scope.close")
