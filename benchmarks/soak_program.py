@@ -374,11 +374,13 @@ class Soak:
                         pass
 
     def block_fails(self, serial: int, rng: random.Random) -> None:
-        with self.inference(serial, ["block", "a"], error=Planned.__qualname__) as mark:
-            with inferspan.inference("block") as block:
-                mark()
-                with block.phase("a"):
-                    raise Planned
+        with (
+            self.inference(serial, ["block", "a"], error=Planned.__qualname__) as mark,
+            inferspan.inference("block") as block,
+        ):
+            mark()
+            with block.phase("a"):
+                raise Planned
 
     async def in_task(self, serial: int, rng: random.Random) -> None:
         with self.inference(serial, ["task", "wait", "forward"]) as mark:

@@ -61,6 +61,9 @@ class Sink(Protocol):
     def submit(self, record: Inference | Lone) -> None:
         """Take a finished record. Never blocks and takes no lock: it may be called by the garbage collector."""
 
+    def leave_process(self) -> None:
+        """Tell everything finished and have the providers flush, if there was anything in this process."""
+
 
 _sink: Sink | None = None
 _memory: ResidentMemory | None = None
@@ -374,12 +377,25 @@ def abandon_open() -> None:
             continue
         inference.abandoned = True
         with inference.lock:  # against a phase that ends just now
+            inference.cut_off()
             last = inference._last_phase
             last_ns = inference.last_ns if last is None else max(inference.last_ns, last.end_ns)
             close(inference, end_ns=None if inference.busy_ns is None else last_ns)
     deadline_ns = perf_counter_ns() + _CLOSING_NS
     while any(id(inference) in _open for inference in found) and perf_counter_ns() < deadline_ns:
         sleep(0.001)
+
+
+def leave_process() -> None:
+    """The process ends without exit handlers: tell now what they would have told."""
+    sink = _sink
+    if sink is None:
+        return
+    try:
+        abandon_open()
+        sink.leave_process()
+    except Exception:  # noqa: BLE001
+        faults.note("scope.leave_process")
 
 
 def _after_fork_in_child() -> None:
