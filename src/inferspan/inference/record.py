@@ -263,12 +263,11 @@ class Inference:
             add_parts(self.totals, parts_of(unread.pop(0)))
 
     def _add_parts_to_totals(self, phase: Phase, generation: Generation) -> None:
-        totals, first_ns = self.phase_totals_ns, generation.first_token_ns
-        if first_ns is None:
+        totals, first_ns, end_ns = self.phase_totals_ns, generation.first_token_ns, generation.end_ns or phase.end_ns
+        if first_ns is None and phase.error is None:
             return
-        totals[semconv.PREFILL] = totals.get(semconv.PREFILL, 0) + first_ns - generation.start_ns
-        if generation.steps > 1:
-            end_ns = generation.end_ns or phase.end_ns
+        totals[semconv.PREFILL] = totals.get(semconv.PREFILL, 0) + (first_ns or end_ns) - generation.start_ns
+        if first_ns is not None and (generation.steps > 1 or phase.error is not None):
             totals[semconv.DECODE] = totals.get(semconv.DECODE, 0) + end_ns - first_ns
 
     @staticmethod
