@@ -326,8 +326,8 @@ class _Stream:
 
     def run(self, function: Callable[..., Any], result: Any) -> Any:
         """One step of the consumer, inside the inference."""
-        if self.inference.failure is not None:
-            self.begin_again()  # a Dataset goes on after an item that failed
+        if self.inference.failure is not None or self.inference.abandoned:
+            self.begin_again()  # a Dataset goes on after an item that failed, any result after uninstrument()
         inference = self.inference
         if inference.end_ns is not None:
             return function(result)
