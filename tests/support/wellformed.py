@@ -1,8 +1,9 @@
-"""What every trace must be, whatever made it: one root, all children inside their parent and in order, sums that agree."""
+"""What every trace must be, whatever made it: one root, children inside their parent and in order, sums that agree."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 from opentelemetry.sdk.trace import ReadableSpan
@@ -75,7 +76,7 @@ def _wrong(span: Span, children: list[Span], *, concurrent: bool) -> Iterable[st
     for child in children:
         if not span.start_ns <= child.start_ns <= child.end_ns <= span.end_ns:
             yield f"{child.name} outside of {span.name}"
-    for first, second in zip(children, children[1:], strict=False):
+    for first, second in pairwise(children):
         if not concurrent and second.start_ns < first.end_ns:
             yield f"{first.name} and {second.name} overlap"
     busy = span.attributes.get(semconv.BUSY_TIME, span.seconds)
