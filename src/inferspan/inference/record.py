@@ -178,19 +178,19 @@ class Inference:
 
     def end(self, phase: Phase) -> None:
         """The phase is over: keep it, or add it to the one before it if that has the same name."""
-        if phase.calls or self.end_ns is not None:
-            return  # cut off, by the end of the process or uninstrument(), while it ran
-        if phase.watch is not None:
-            phase.watch.stop()
-            phase.set(semconv.GPU_PENDING, phase.watch.is_pending)
-        if phase.host is not None:
-            phase.set(semconv.HOST_ALLOCATED, phase.host.allocated())
-            phase.set(semconv.HOST_PEAK, phase.host.peak())
-        phase.end_ns = now = perf_counter_ns()
-        spent = now - phase.start_ns
-        phase.busy_ns += spent
-        phase.calls += 1
         with self.lock:
+            if phase.calls or self.end_ns is not None:
+                return  # cut off, by the end of the process or uninstrument(), while it ran
+            if phase.watch is not None:
+                phase.watch.stop()
+                phase.set(semconv.GPU_PENDING, phase.watch.is_pending)
+            if phase.host is not None:
+                phase.set(semconv.HOST_ALLOCATED, phase.host.allocated())
+                phase.set(semconv.HOST_PEAK, phase.host.peak())
+            phase.end_ns = now = perf_counter_ns()
+            spent = now - phase.start_ns
+            phase.busy_ns += spent
+            phase.calls += 1
             totals = self.phase_totals_ns
             totals[phase.name] = totals.get(phase.name, 0) + spent
             if phase.generation is not None:
@@ -263,12 +263,11 @@ class Inference:
             add_parts(self.totals, parts_of(unread.pop(0)))
 
     def _add_parts_to_totals(self, phase: Phase, generation: Generation) -> None:
-        totals, first_ns = self.phase_totals_ns, generation.first_token_ns
-        if first_ns is None:
+        totals, first_ns, end_ns = self.phase_totals_ns, generation.first_token_ns, generation.end_ns or phase.end_ns
+        if first_ns is None and phase.error is None:
             return
-        totals[semconv.PREFILL] = totals.get(semconv.PREFILL, 0) + first_ns - generation.start_ns
-        if generation.steps > 1:
-            end_ns = generation.end_ns or phase.end_ns
+        totals[semconv.PREFILL] = totals.get(semconv.PREFILL, 0) + (first_ns or end_ns) - generation.start_ns
+        if first_ns is not None and (generation.steps > 1 or phase.error is not None):
             totals[semconv.DECODE] = totals.get(semconv.DECODE, 0) + end_ns - first_ns
 
     @staticmethod

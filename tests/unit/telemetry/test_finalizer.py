@@ -391,7 +391,29 @@ def test_fork_child_tells_its_own_and_not_the_parents() -> None:
 
 
 @needs_fork
-def test_fork_while_a_thread_tells_leaves_no_lock_held_in_the_child() -> None:
+def test_fork_finds_no_lock_held_by_telling() -> None:
+    begun, lock = threading.Event(), threading.Lock()
+
+    def tell(record: Record) -> None:
+        with lock:
+            begun.set()
+            sleep(0.05)
+
+    finalizer = Finalizer(tell, 100)
+    finalizer.submit(inference("slow"))
+    thread = threading.Thread(target=finalizer.drain, args=(30,))
+    thread.start()
+    begun.wait()
+
+    assert in_child(lambda: lock.acquire(timeout=5)) == "True"
+    thread.join()
+
+
+@needs_fork
+def test_fork_while_telling_hangs_waits_its_time_and_leaves_no_lock_held_in_the_child(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(finalizer_module, "_FORK_WAIT_S", 0.05)
     begun, go_on = threading.Event(), threading.Event()
     told = Told()
 
