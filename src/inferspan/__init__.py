@@ -66,5 +66,5 @@ def force_flush(timeout_s: float = 30.0) -> bool:
         Whether all was told and flushed in time.
     """
     # not imported for this: a signal handler may flush while the program is just importing it
-    instrumentor = getattr(sys.modules.get("inferspan.instrumentors"), "InferspanInstrumentor", None)
+    instrumentor = getattr(sys.modules.get(f"{__name__}.instrumentors"), "InferspanInstrumentor", None)
     return True if instrumentor is None else bool(instrumentor.flush(timeout_s))

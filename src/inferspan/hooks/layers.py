@@ -76,10 +76,12 @@ def choose(model: Any, layers: str | int | None) -> None:
 def _begin(patches: Patches, inference: Inference, model: Any) -> Layers | None:
     """What records the layers of this model in the forward that begins; ``None`` where none are to be."""
     settings = scope.settings()
+    if settings is None or not (settings.layers or _chosen):
+        return None
     try:
         model = without_compiler(model)
-        wanted = _chosen.get(model) or ("" if settings is None else settings.layers)
-        if not wanted or settings is None or inference.root is None or not inference.root.is_recording():
+        wanted = _chosen.get(model) or settings.layers
+        if not wanted or inference.root is None or not inference.root.is_recording():
             return None
         plan = _plans.get(model)
         if plan is None:

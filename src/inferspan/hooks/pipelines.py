@@ -142,7 +142,7 @@ def _capture_output(inference: Inference, result: Any) -> None:
 
 
 def _patch_phases(cls: type, patches: Patches) -> None:
-    if cls in _patched_classes and _patched_classes[cls] is patches:
+    if _patched_classes.get(cls) is patches:
         return
     _patched_classes[cls] = patches
     try:
@@ -179,10 +179,10 @@ _OTHER_PROCESSORS = [
 def _begin(pipeline: Any, text: str, other: str) -> Phase | None:
     """A phase of the inference that is active here; ``None`` outside of one and inside another phase."""
     active = scope.ACTIVE.get()
-    if active is None or active.is_phase or active.inference is None:
+    if type(active) is not Inference:
         return None
     try:
-        return active.inference.begin(text if text == other or _reads_text(pipeline) else other)
+        return active.begin(text if text == other or _reads_text(pipeline) else other)
     except Exception:  # noqa: BLE001
         faults.note("pipelines.phase")
         return None
@@ -283,9 +283,10 @@ def _postprocess(original: Callable[..., Any]) -> Callable[..., Any]:
         phase = _begin(self, semconv.DETOKENIZE, semconv.POSTPROCESS)
         if phase is None:
             return original(self, *args, **kwargs)
+        result = scope.run_phase(phase, original, (self, *args), kwargs)
         if phase.inference is not None:
             phase.inference.items += 1
-        return scope.run_phase(phase, original, (self, *args), kwargs)
+        return result
 
     return postprocess
 
@@ -334,8 +335,8 @@ class _Stream:
 
     def run(self, function: Callable[..., Any], result: Any) -> Any:
         """One step of the consumer, inside the inference."""
-        if not self.is_open or self.inference.failure is not None:
-            self.begin_again()  # a Dataset goes on after an item that failed
+        if not self.is_open or self.inference.failure is not None or self.inference.abandoned:
+            self.begin_again()  # a Dataset goes on after an item that failed, any result after uninstrument()
         inference = self.inference
         if inference.end_ns is not None:
             return function(result)
@@ -353,8 +354,9 @@ class _Stream:
     @staticmethod
     def _left(inference: Inference, entered: scope.Entered, start_ns: int) -> None:
         scope.leave(entered)
-        inference.last_ns = perf_counter_ns()
-        inference.busy_ns = (inference.busy_ns or 0) + inference.last_ns - start_ns
+        if inference.end_ns is None:
+            inference.last_ns = perf_counter_ns()
+            inference.busy_ns = (inference.busy_ns or 0) + inference.last_ns - start_ns
 
     def begin_again(self) -> None:
         """A result that is iterated once more after its end, or goes on after an error: one more inference."""

@@ -47,42 +47,26 @@ class Phase:
     count again. ``layers`` records its model's layers, where they are asked for.
     """
 
-    __slots__ = (
-        "attributes",
-        "busy_ns",
-        "calls",
-        "end_ns",
-        "error",
-        "generation",
-        "host",
-        "in_model",
-        "inference",
-        "is_measured",
-        "layers",
-        "name",
-        "start_ns",
-        "watch",
-        "works",
-    )
-
     is_phase = True
+
+    # Defaults are the class's, as with an inference.
+    busy_ns: int = 0
+    calls: int = 0
+    attributes: dict[str, Any] | None = None
+    generation: Generation | None = None
+    error: str | None = None
+    is_measured: bool = False
+    watch: Stopwatch | None = None
+    works: list[tuple[Inventory, Work]] | None = None
+    in_model: bool = False
+    layers: Layers | None = None
+    host: host_allocations.Mark | None = None
 
     def __init__(self, name: str, inference: Inference | None, start_ns: int) -> None:
         self.name = name
         self.inference = inference
         self.start_ns = start_ns
         self.end_ns = start_ns
-        self.busy_ns = 0
-        self.calls = 0
-        self.attributes: dict[str, Any] | None = None
-        self.generation: Generation | None = None
-        self.error: str | None = None
-        self.is_measured = False
-        self.watch: Stopwatch | None = None
-        self.works: list[tuple[Inventory, Work]] | None = None
-        self.in_model = False
-        self.layers: Layers | None = None
-        self.host: host_allocations.Mark | None = None
 
     def set(self, name: str, value: Any) -> None:
         """Set an attribute of the phase's span; ``None`` is left out."""
@@ -146,6 +130,7 @@ class Inference:
     layers: Layers | None = None
     has_layers: bool | None = None  # not decided
     serial: int = 0
+    hooks_ns: int = 0  # that the calling thread has spent in our hooks
     is_alone: bool = False
     open_after: int = 0
     busy_ns: int | None = None
@@ -193,20 +178,23 @@ class Inference:
 
     def end(self, phase: Phase) -> None:
         """The phase is over: keep it, or add it to the one before it if that has the same name."""
-        if phase.calls or self.end_ns is not None:
-            return  # cut off, by the end of the process or uninstrument(), while it ran
-        if phase.watch is not None:
-            phase.watch.stop()
-            phase.set(semconv.GPU_PENDING, phase.watch.is_pending)
-        if phase.host is not None:
-            phase.set(semconv.HOST_ALLOCATED, phase.host.allocated())
-            phase.set(semconv.HOST_PEAK, phase.host.peak())
-        phase.end_ns = now = perf_counter_ns()
-        spent = now - phase.start_ns
-        phase.busy_ns += spent
-        phase.calls += 1
         with self.lock:
-            self._add_to_totals(phase, spent)
+            if phase.calls or self.end_ns is not None:
+                return  # cut off, by the end of the process or uninstrument(), while it ran
+            if phase.watch is not None:
+                phase.watch.stop()
+                phase.set(semconv.GPU_PENDING, phase.watch.is_pending)
+            if phase.host is not None:
+                phase.set(semconv.HOST_ALLOCATED, phase.host.allocated())
+                phase.set(semconv.HOST_PEAK, phase.host.peak())
+            phase.end_ns = now = perf_counter_ns()
+            spent = now - phase.start_ns
+            phase.busy_ns += spent
+            phase.calls += 1
+            totals = self.phase_totals_ns
+            totals[phase.name] = totals.get(phase.name, 0) + spent
+            if phase.generation is not None:
+                self._add_parts_to_totals(phase, phase.generation)
             last = self._last_phase
             if last is not None and last.name == phase.name and self._mergeable(last, phase):
                 last.end_ns = now
@@ -274,16 +262,12 @@ class Inference:
         while unread and (len(unread) > _UNREAD_MAX or unread[0].watch is None or unread[0].watch.is_ready()):
             add_parts(self.totals, parts_of(unread.pop(0)))
 
-    def _add_to_totals(self, phase: Phase, spent: int) -> None:
-        totals = self.phase_totals_ns
-        totals[phase.name] = totals.get(phase.name, 0) + spent
-        generation = phase.generation
-        if generation is None or generation.first_token_ns is None:
+    def _add_parts_to_totals(self, phase: Phase, generation: Generation) -> None:
+        totals, first_ns, end_ns = self.phase_totals_ns, generation.first_token_ns, generation.end_ns or phase.end_ns
+        if first_ns is None and phase.error is None:
             return
-        first_ns = generation.first_token_ns
-        totals[semconv.PREFILL] = totals.get(semconv.PREFILL, 0) + first_ns - generation.start_ns
-        if generation.steps > 1:
-            end_ns = generation.end_ns or phase.end_ns
+        totals[semconv.PREFILL] = totals.get(semconv.PREFILL, 0) + (first_ns or end_ns) - generation.start_ns
+        if first_ns is not None and (generation.steps > 1 or phase.error is not None):
             totals[semconv.DECODE] = totals.get(semconv.DECODE, 0) + end_ns - first_ns
 
     @staticmethod

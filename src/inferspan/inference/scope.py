@@ -16,7 +16,7 @@ import os
 import sys
 from collections.abc import Callable
 from contextvars import ContextVar, Token
-from time import perf_counter_ns
+from time import perf_counter_ns, sleep
 from typing import TYPE_CHECKING, Any, Protocol
 
 from opentelemetry import context as otel_context
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 Entered = tuple[Token[Context], Token["Inference | Phase | None"]]
 
 MUTED = Phase("muted", None, 0)
+_CLOSING_NS = 10**9
 ACTIVE: ContextVar[Inference | Phase | None] = ContextVar("inferspan_active", default=None)
 
 
@@ -149,6 +150,7 @@ def open_inference(
         inference.context = set_span_in_context(inference.root, inference.parent)
         _open[id(inference)] = inference
         _count_company(inference)
+        inference.hooks_ns = perf_counter_ns() - inference.start_ns
         return inference
     except Exception:  # noqa: BLE001 - a user's sampler or span processor may raise anything
         faults.note("scope.open")
@@ -190,6 +192,10 @@ def measure(phase: Phase, model: Any, device: str | None) -> None:
             phase.watch = found.stopwatch(sink.settings.gpu_timers_max)
     except Exception:  # noqa: BLE001
         faults.note("scope.measure")
+    finally:
+        # all that was looked at since the phase began; where it is the inference itself, since that was opened
+        spent = perf_counter_ns() - phase.start_ns
+        inference.hooks_ns = spent if phase is inference.whole else inference.hooks_ns + spent
 
 
 def note_work(phase: Phase, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -238,17 +244,19 @@ def close(
 
     ``error`` is the exception that ended it; ``failed`` its type alone, where the exception is not at hand.
     """
-    # dict.pop is atomic: of a consumer, the garbage collector and interpreter exit only one gets it.
-    if _open.pop(id(inference), None) is None or inference.fork_generation != _fork_generation:
+    # dict.setdefault is atomic: of a consumer, the garbage collector and interpreter exit only one gets it.
+    closer = object()
+    if inference.fork_generation != _fork_generation or vars(inference).setdefault("closer", closer) is not closer:
         return
     try:
-        inference.end_ns = perf_counter_ns() if end_ns is None else end_ns
+        now = perf_counter_ns()
+        inference.end_ns = now if end_ns is None else end_ns
         if inference.cpu_start_ns is not None:
             inference.cpu_time_ns = cpu_time_ns() - inference.cpu_start_ns
         if _memory is not None:
-            inference.memory_bytes = _memory.read_bytes()
+            inference.memory_bytes = _memory.recent_bytes(inference.end_ns)
         inference.is_alone = inference.is_alone and inference.serial == _last_serial
-        inference.open_after = len(_open)
+        inference.open_after = len(_open) - 1
         if inference.whole is not None and inference.whole.watch is not None:
             inference.whole.watch.stop()
         if inference.memory_before is not None and inference.accelerator is not None:
@@ -267,9 +275,12 @@ def close(
                 )
         elif failed is not None:
             inference.failure = Failure(failed, "", None)
+        inference.hooks_ns += perf_counter_ns() - now
         sink.submit(inference)
     except Exception:  # noqa: BLE001
         faults.note("scope.close")
+    finally:  # not before: abandon_open() waits for what another thread hands on just now
+        _open.pop(id(inference), None)
 
 
 def run(
@@ -360,11 +371,19 @@ def has_current_span() -> bool:
 def abandon_open() -> None:
     """The process ends, or is uninstrumented: close what still runs, with what is known of it. A lazy result ends
     with its last item."""
-    for inference in list(_open.values()):
+    found = list(_open.values())
+    for inference in found:
+        if "closer" in vars(inference):
+            continue
         inference.abandoned = True
-        if inference.busy_ns is None:
+        with inference.lock:  # against a phase that ends just now
             inference.cut_off()
-        close(inference, end_ns=None if inference.busy_ns is None else inference.last_ns)
+            last = inference._last_phase
+            last_ns = inference.last_ns if last is None else max(inference.last_ns, last.end_ns)
+            close(inference, end_ns=None if inference.busy_ns is None else last_ns)
+    deadline_ns = perf_counter_ns() + _CLOSING_NS
+    while any(id(inference) in _open for inference in found) and perf_counter_ns() < deadline_ns:
+        sleep(0.001)
 
 
 def leave_process() -> None:

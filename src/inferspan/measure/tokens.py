@@ -118,12 +118,11 @@ def read_output(
 
 
 def _read_ids(ids: Any, mask: Any, pad_id: int | None) -> Batch:
-    shape = tuple(map(int, ids.shape))
-    length, positions = shape[-1], math.prod(shape)
-    rows = positions // length if length else shape[0]
-    device = str(ids.device)
-    batch = Batch(rows, length, tokens=positions, positions=positions, device=device)
-    if _is_tensor(mask) and mask.shape == ids.shape:
+    shape = ids.shape
+    length, positions = int(shape[-1]), int(math.prod(shape))
+    rows = positions // length if length else int(shape[0])
+    batch = Batch(rows, length, positions, True, positions, str(ids.device))
+    if getattr(mask, "shape", None) == shape:
         array = _host_array(mask)
         if array is None:
             batch.exact = False

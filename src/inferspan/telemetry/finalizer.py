@@ -1,8 +1,9 @@
 """The queue between the calling thread and its telemetry, and the thread that empties it.
 
 Finished records are appended to a deque: no lock, no wait, so that it is safe in a garbage-collector callback and in
-a signal handler. The thread takes them in small portions, since a burst holds the interpreter while the program's
-next inference wants it back, and shows in the very P99 that we report; the longer the queue, the larger the portion.
+a signal handler. The thread takes what has come every few milliseconds: one by one it would be in the way of each
+inference, and show in the median; a large burst holds the interpreter while the program wants it back many times, and
+shows in the P99. So a portion is bounded, and grows with a queue that grows all the same.
 
 Flushing, ``uninstrument()`` and interpreter exit empty the queue on their own thread (:meth:`Finalizer.drain`), so
 nothing depends on the thread being alive: after a fork, or where no thread can be started, records wait for them.
@@ -23,7 +24,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable
 from functools import partial
-from time import monotonic, perf_counter_ns, sleep
+from time import monotonic, perf_counter_ns, sleep, thread_time_ns
 
 from opentelemetry import context as otel_context
 from opentelemetry.context import Context
@@ -34,10 +35,10 @@ from inferspan.inference.record import Inference, Lone
 
 Record = Inference | Lone
 
-_PAUSE_S = 0.002
+_PAUSE_S = 0.005
 _IDLE_MIN_S = 0.02
 _IDLE_MAX_S = 0.32
-_PORTION = 16
+_PORTION = 8
 _PATIENCE_NS = 5 * 10**9
 _ROOTS_MAX = 8  # times the queue's length
 _FORK_WAIT_S = 0.5
@@ -65,6 +66,10 @@ class Finalizer:
         self._thread: threading.Thread | None = None
         self._no_thread_until = 0.0
         self.children_dropped = 0
+        self.busy_ns = 0
+        """CPU time spent in telling."""
+        self.most_waiting = 0
+        """Most records that were in the queue at once."""
         if hasattr(os, "register_at_fork"):
             os.register_at_fork(
                 before=weakly(self._before_fork),
@@ -82,6 +87,7 @@ class Finalizer:
                 return
             self.children_dropped += dropped
         self._records.append(record)
+        self.most_waiting = max(self.most_waiting, len(self._records))
 
     def ensure_running(self) -> None:
         """Start the thread if it does not run. Not to be called where :meth:`submit` alone is safe."""
@@ -143,10 +149,10 @@ class Finalizer:
                 continue
             idle = _IDLE_MIN_S
             with self._telling:
-                for _ in range(1 + waiting // _PORTION):
+                for _ in range(min(waiting, _PORTION + waiting // 16)):
                     if not self._tell_next():
                         break
-            self._stop.wait(_PAUSE_S)
+            sleep(_PAUSE_S)
 
     def _tell_next(self) -> bool:
         """Tell the first record; false where it has to wait. The lock is held, so nobody else takes it."""
@@ -159,6 +165,7 @@ class Finalizer:
 
     def _alone(self, tell: Callable[[], None]) -> None:
         self._teller = threading.get_ident()
+        began_ns = thread_time_ns()
         # Out of the context of whoever drains: its span is not what an exemplar of ours should point at.
         token = otel_context.attach(Context())
         try:
@@ -170,6 +177,7 @@ class Finalizer:
         finally:
             otel_context.detach(token)
             self._teller = None
+            self.busy_ns += thread_time_ns() - began_ns
 
     def _may_tell(self, record: Record) -> bool:
         try:

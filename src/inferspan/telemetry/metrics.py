@@ -47,7 +47,7 @@ class _Bounded:
 class Points:
     """The instruments of one meter, and how records become points of them."""
 
-    def __init__(self, meter: Meter, settings: Settings, observe_active: Callable[..., Any]) -> None:
+    def __init__(self, meter: Meter, settings: Settings, observe: Callable[[str], Callable[..., Any]]) -> None:
         self._latest = settings.latest_conventions
         self._token_points_max = settings.token_points_max
         self._model = _Bounded(settings.models_max)
@@ -60,7 +60,7 @@ class Points:
         for metric in semconv.METRICS.values():
             if metric.source or (metric.opt_in and not self._latest) or metric.name in replaced:
                 continue
-            self._instruments[metric.name] = _create(meter, metric, observe_active)
+            self._instruments[metric.name] = _create(meter, metric, observe)
 
     def tell_inference(self, inference: Inference, figures: Figures) -> None:
         """All points of one finished inference."""
@@ -232,7 +232,7 @@ class Points:
                 (instrument.add if kind == "counter" else instrument.set)(value, attributes)
 
 
-def _create(meter: Meter, metric: semconv.Metric, observe_active: Callable[..., Any]) -> Any:
+def _create(meter: Meter, metric: semconv.Metric, observe: Callable[[str], Callable[..., Any]]) -> Any:
     if metric.instrument == "histogram":
         return meter.create_histogram(
             metric.name,
@@ -244,7 +244,8 @@ def _create(meter: Meter, metric: semconv.Metric, observe_active: Callable[..., 
         return meter.create_counter(metric.name, metric.unit, metric.brief)
     if metric.instrument == "gauge":
         return meter.create_gauge(metric.name, metric.unit, metric.brief)
-    return meter.create_observable_up_down_counter(metric.name, [observe_active], metric.unit, metric.brief)
+    make = getattr(meter, f"create_{metric.instrument}".replace("updowncounter", "up_down_counter"))
+    return make(metric.name, [observe(metric.name)], metric.unit, metric.brief)
 
 
 def _is_sampled(inference: Inference) -> bool:

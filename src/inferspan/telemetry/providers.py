@@ -49,7 +49,7 @@ class Providers:
         self._logger_provider: _logs.LoggerProvider | None = None
         self._writer = TracerWriter(trace.NoOpTracer())
         self._processors: object = None
-        self._versions: tuple[object, object] = (None, None)
+        self._versions: dict[str, str] = {}
 
     def writer(self) -> TracerWriter:
         """What writes our spans, of the provider in force now. Also notices a new meter provider, for the sake of the
@@ -59,13 +59,12 @@ class Providers:
         if meter_provider is not self._seen_meter_provider:
             self._seen_meter_provider = meter_provider
             self._run_last_registered()
-        versions = _versions()
         if (
             provider is not self._tracer_provider
-            or versions != self._versions
+            or (len(self._versions) < 2 and len(_versions()) > len(self._versions))
             or _processors(provider) is not self._processors
         ):
-            self._bind_tracer(provider, versions)
+            self._bind_tracer(provider, _versions())
         return self._writer
 
     def new_meter(self) -> metrics.Meter | None:
@@ -121,17 +120,11 @@ class Providers:
             provider._active_span_processor._span_processors = others
         self._tracer_provider = self._meter_provider = self._seen_meter_provider = self._logger_provider = None
 
-    def _bind_tracer(self, provider: trace.TracerProvider, versions: tuple[object, object]) -> None:
+    def _bind_tracer(self, provider: trace.TracerProvider, versions: dict[str, str]) -> None:
         if provider is not self._tracer_provider:
             self._put_first(provider)
             self._run_last_registered()
-        attributes = dict(zip((semconv.TRANSFORMERS_VERSION, semconv.TORCH_VERSION), versions, strict=True))
-        tracer = provider.get_tracer(
-            SCOPE,
-            __version__,
-            semconv.SCHEMA_URL,
-            {name: str(version) for name, version in attributes.items() if version is not None},
-        )
+        tracer = provider.get_tracer(SCOPE, __version__, semconv.SCHEMA_URL, versions)
         # The SDK's default generator draws ids from the random module that the program seeds: the program's own
         # numbers would change with us, and trace ids repeat. On our tracer alone it is another one.
         if type(getattr(tracer, "id_generator", None)) is RandomIdGenerator:
@@ -194,8 +187,8 @@ def _processors(provider: object) -> object:
     return getattr(getattr(provider, "_active_span_processor", None), "_span_processors", None)
 
 
-def _versions() -> tuple[object, object]:
-    return (
-        getattr(sys.modules.get("transformers"), "__version__", None),
-        getattr(sys.modules.get("torch"), "__version__", None),
-    )
+def _versions() -> dict[str, str]:
+    """Of what is imported by now; torch's own is no plain string, and slow to compare."""
+    modules = ((semconv.TRANSFORMERS_VERSION, "transformers"), (semconv.TORCH_VERSION, "torch"))
+    found = {name: getattr(sys.modules.get(module), "__version__", None) for name, module in modules}
+    return {name: str(version) for name, version in found.items() if version is not None}

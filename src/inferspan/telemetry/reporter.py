@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import TYPE_CHECKING
 
 from opentelemetry import _logs, metrics, trace
@@ -61,6 +62,7 @@ class Reporter:
         self._meter = Meter(Nvml()) if "energy" in settings.measure else None
         self._leaks = Leaks() if "leaks" in settings.measure else None
         self._leaks_pid = os.getpid()
+        self._hooks_ns = 0
         self._points: Points | None = None
         self._over_children_max = 0
         self._dropped_told = self._dropped()
@@ -106,6 +108,15 @@ class Reporter:
         """Tell everything finished to the providers."""
         return self._finalizer.drain(timeout_s)
 
+    def observed(self) -> dict[str, float]:
+        """What is true now, by the name of its metric."""
+        return {
+            semconv.ACTIVE_INFERENCES: scope.open_count(),
+            semconv.OVERHEAD_HOOKS: self._hooks_ns * 1e-9,
+            semconv.OVERHEAD_FINALIZER: self._finalizer.busy_ns * 1e-9,
+            semconv.OVERHEAD_QUEUE: self._finalizer.most_waiting,
+        }
+
     def leave_process(self) -> None:
         if self._finalizer.is_used():
             self.flush(self.settings.flush_timeout)
@@ -136,7 +147,7 @@ class Reporter:
         if self.settings.metrics:
             meter = self._providers.new_meter()
             if meter is not None:
-                self._points = Points(meter, self.settings, _observe_active)
+                self._points = Points(meter, self.settings, partial(partial, _observe))
                 device_instruments.create(meter, self.settings, _current_sampler)
 
     def _is_ready(self, record: Inference | Lone) -> bool:
@@ -144,6 +155,7 @@ class Reporter:
 
     def _tell(self, record: Inference | Lone) -> None:
         found = None if isinstance(record, Lone) else self._figures(record)
+        self._hooks_ns += 0 if isinstance(record, Lone) else record.hooks_ns
         # the points first: their exemplars need nothing of the spans, and a span processor may raise
         self._tell_points(record, found)
         writer = self._providers.writer()
@@ -250,16 +262,16 @@ def _in_time(function: Callable[[], bool], timeout_s: float) -> bool:
     return given == [True]
 
 
-def _observe_active(options: CallbackOptions) -> Iterable[Observation]:
-    """Inferences running now. It runs before a reader collects, so what is finished is told first.
+def _observe(name: str, options: CallbackOptions) -> Iterable[Observation]:
+    """What is looked at when a reader collects. What is finished is told first.
 
-    It belongs to the meter for good (an instrument cannot be taken back), so it looks the reporter up.
+    Instruments belong to their meter for good (they cannot be taken back), so this looks the reporter up.
     """
     reporter = _current
     if reporter is None:
         return
     reporter.drain(min(_COLLECT_TIMEOUT_S, reporter.settings.flush_timeout))
-    yield Observation(scope.open_count(), distributed.attributes())
+    yield Observation(reporter.observed()[name], distributed.attributes())
 
 
 def _current_sampler() -> Sampler | None:

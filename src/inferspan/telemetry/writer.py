@@ -70,6 +70,10 @@ class TracerWriter:
         self, root: ApiSpan, attributes: dict[str, Any], events: Sequence[Event], status: Status | None, end_ns: int
     ) -> None:
         """The root is over."""
+        if isinstance(root, _Live):  # begun while spans were written directly: its own end reaches nobody
+            tracer = self._tracer if isinstance(self._tracer, Tracer) else root._tracer
+            DirectWriter(tracer).end(root, attributes, events, status, end_ns)
+            return
         try:
             root.set_attributes(attributes)
             for event in events:
@@ -101,10 +105,48 @@ class TracerWriter:
 
 
 class _Live(Span):
-    """A root while it runs. What the program sets on it is kept; what we know is added when it is written, ``asked``,
+    """A root while it runs: a span of the SDK, of which most programs need no more than its context. The rest of it is
+    made when something asks for it. What the program sets is kept; what we know is added when it is written, ``asked``,
     which the sampler has seen, too."""
 
-    asked: Attributes
+    def __init__(
+        self,
+        tracer: Tracer,
+        name: str,
+        context: SpanContext,
+        parent: SpanContext | None,
+        start_ns: int,
+        asked: Attributes,
+    ) -> None:
+        self._tracer = tracer
+        self._name = name
+        self._context: SpanContext = context
+        self._parent = parent
+        self._start_time = start_ns
+        self._end_time = None
+        self.asked = asked
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        whole = object.__new__(_Live)
+        Span.__init__(
+            whole,
+            self._name,
+            self._context,
+            resource=self._tracer.resource,
+            span_processor=_NOTHING,
+            instrumentation_scope=self._tracer._instrumentation_scope,
+            limits=_DEFAULT_LIMITS,
+        )
+        for key, value in vars(whole).items():
+            vars(self).setdefault(key, value)  # of two threads the first's, part by part
+        return object.__getattribute__(self, name)
+
+    @property
+    def is_untouched(self) -> bool:
+        """Whether nothing can have been set on it: all that sets takes its lock."""
+        return "_lock" not in vars(self)
 
 
 class _Above(NonRecordingSpan):
@@ -118,38 +160,29 @@ class DirectWriter(TracerWriter):
         self._tracer: Tracer = tracer
         self._scope = tracer._instrumentation_scope
         is_random = getattr(tracer.id_generator, "is_trace_id_random", None)
-        self._new_flags = _RANDOM if is_random is not None and is_random() else 0
+        new = _RANDOM if is_random is not None and is_random() else 0
+        self._flags_of_new = TraceFlags(new), TraceFlags(new | TraceFlags.SAMPLED)
         self._is_enabled = getattr(tracer, "_is_enabled", _always)
 
     def start(self, name: str, context: Context, attributes: Attributes, start_ns: int) -> ApiSpan:
         if not self._is_enabled():
             return super().start(name, context, attributes, start_ns)
         tracer, parent = self._tracer, get_current_span(context).get_span_context()
-        found: SpanContext | None = parent if parent.is_valid else None
-        trace_id = tracer.id_generator.generate_trace_id() if found is None else parent.trace_id
+        found: SpanContext | None = None
+        if parent.is_valid:
+            found, trace_id = parent, parent.trace_id
+            plain = parent.trace_flags & _RANDOM
+            flags = TraceFlags(plain), TraceFlags(plain | TraceFlags.SAMPLED)
+        else:
+            trace_id, flags = tracer.id_generator.generate_trace_id(), self._flags_of_new
         sampled = tracer.sampler.should_sample(context, trace_id, name, SpanKind.INTERNAL, attributes, ())
-        flags = self._new_flags if found is None else parent.trace_flags & _RANDOM
         is_sampled = sampled.decision is sampling.Decision.RECORD_AND_SAMPLE
-        span_context = SpanContext(
-            trace_id,
-            tracer.id_generator.generate_span_id(),
-            False,
-            TraceFlags(flags | TraceFlags.SAMPLED if is_sampled else flags),
-            sampled.trace_state,
+        own = SpanContext(
+            trace_id, tracer.id_generator.generate_span_id(), False, flags[is_sampled], sampled.trace_state
         )
         if not is_sampled:
-            return NonRecordingSpan(span_context)
-        live = _Live(
-            name,
-            span_context,
-            found,
-            resource=tracer.resource,
-            span_processor=_NOTHING,
-            instrumentation_scope=self._scope,
-            limits=_DEFAULT_LIMITS,
-        )
-        live.start(start_ns)
-        live.asked = attributes
+            return NonRecordingSpan(own)
+        live = _Live(tracer, name, own, found, start_ns, attributes)
         if sampled.attributes and len(sampled.attributes) > len(attributes):
             live.set_attributes({name: value for name, value in sampled.attributes.items() if name not in attributes})
         return live
@@ -160,20 +193,26 @@ class DirectWriter(TracerWriter):
         if type(root) is not _Live:
             super().end(root, attributes, events, status, end_ns)
             return
-        if status is not None:
-            root.set_status(status)
-        if root.is_recording():  # else the program has ended it itself
-            root.end(end_ns)
+        facts: dict[str, Any]
+        if root.is_untouched:
+            root._end_time = end_ns
+            attributes = {**root.asked, **attributes}
+            facts = {"status": _UNSET if status is None else status, "events": events}
+        else:
+            if status is not None:
+                root.set_status(status)
+            if root.is_recording():  # else the program has ended it itself
+                root.end(end_ns)
+            attributes = {**root.asked, **(root.attributes or {}), **attributes}
+            facts = {"status": root.status, "events": (*root.events, *events), "links": root.links}
         self._give(
             name=root.name,
             context=root.context,
             parent=root.parent,
-            attributes={**root.asked, **(root.attributes or {}), **attributes},
-            events=(*root.events, *events),
-            links=root.links,
-            status=root.status,
+            attributes=attributes,
             start_time=root.start_time,
             end_time=root.end_time,
+            **facts,
         )
 
     def write(

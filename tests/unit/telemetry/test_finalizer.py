@@ -273,28 +273,33 @@ def test_thread_is_not_started_by_submitting_alone() -> None:
     assert threading.active_count() == before
 
 
-def test_thread_takes_small_portions_with_pauses_between(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_thread_takes_bounded_portions_with_pauses_between(monkeypatch: pytest.MonkeyPatch) -> None:
     told = Told()
     finalizer = Finalizer(told, 1000)
-    waits: list[tuple[float, int]] = []
+    pauses: list[float] = []
+    portions: list[int] = []
 
     class Stop:
-        """In place of the event: stops after the second wait for something to come."""
+        """In place of the event: stops as soon as there is nothing left."""
 
         def is_set(self) -> bool:
-            return len(waits) > 1 and waits[-1][0] == waits[-2][0] * 2
+            return not finalizer._records
 
-        def wait(self, timeout: float) -> None:
-            waits.append((timeout, len(told.names)))
+    def pause(seconds: float) -> None:
+        portions.append(len(told.names) - sum(portions))
+        pauses.append(seconds)
+        if len(pauses) == 6:
+            finalizer.submit(inference("late"))
 
     monkeypatch.setattr(finalizer, "_stop", Stop())
-    for number in range(40):
+    monkeypatch.setattr(finalizer_module, "sleep", pause)
+    for number in range(64):
         finalizer.submit(inference(str(number)))
     finalizer._run()
 
-    portions = [after - before for (_, before), (_, after) in zip([(0.0, 0), *waits], waits, strict=False)]
-    assert portions == [3, 3, 3, 2, 2, 2, 2, 2, 2, 2, 2, *[1] * 15, 0, 0]
-    assert [timeout for timeout, _ in waits] == [0.002] * 26 + [0.02, 0.04]
+    assert portions == [12, 11, 10, 9, 9, 8, 6]  # an eighth of what waits, and eight more
+    assert set(pauses) == {0.005}
+    assert finalizer.most_waiting == 64
 
 
 def test_thread_that_has_nothing_to_do_waits_longer_and_longer(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -386,7 +391,29 @@ def test_fork_child_tells_its_own_and_not_the_parents() -> None:
 
 
 @needs_fork
-def test_fork_while_a_thread_tells_leaves_no_lock_held_in_the_child() -> None:
+def test_fork_finds_no_lock_held_by_telling() -> None:
+    begun, lock = threading.Event(), threading.Lock()
+
+    def tell(record: Record) -> None:
+        with lock:
+            begun.set()
+            sleep(0.05)
+
+    finalizer = Finalizer(tell, 100)
+    finalizer.submit(inference("slow"))
+    thread = threading.Thread(target=finalizer.drain, args=(30,))
+    thread.start()
+    begun.wait()
+
+    assert in_child(lambda: lock.acquire(timeout=5)) == "True"
+    thread.join()
+
+
+@needs_fork
+def test_fork_while_telling_hangs_waits_its_time_and_leaves_no_lock_held_in_the_child(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(finalizer_module, "_FORK_WAIT_S", 0.05)
     begun, go_on = threading.Event(), threading.Event()
     told = Told()
 

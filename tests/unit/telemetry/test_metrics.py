@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -16,6 +17,7 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 import inferspan
 from inferspan import semconv
 from inferspan.config import Settings
+from inferspan.inference import scope
 from inferspan.inference.error import Failure
 from inferspan.inference.model import ModelFacts
 from inferspan.inference.record import Inference, Lone, Phase
@@ -30,8 +32,16 @@ SHORT = {"gen_ai.operation.name": "chat", "gen_ai.request.model": "me/model"}
 COMMON = {**SHORT, "gen_ai.provider.name": "huggingface"}
 
 
-def observe(options: CallbackOptions) -> Iterator[Observation]:
-    yield Observation(7)
+OBSERVED = {
+    semconv.ACTIVE_INFERENCES: 7,
+    semconv.OVERHEAD_HOOKS: 0.5,
+    semconv.OVERHEAD_FINALIZER: 0.25,
+    semconv.OVERHEAD_QUEUE: 3,
+}
+
+
+def observe(name: str, options: CallbackOptions) -> Iterator[Observation]:
+    yield Observation(OBSERVED[name])
 
 
 class Meter:
@@ -40,7 +50,7 @@ class Meter:
     def __init__(self, **settings: Any) -> None:
         self.reader = InMemoryMetricReader()
         self.provider = MeterProvider([self.reader], shutdown_on_exit=False)
-        self.points = Points(self.provider.get_meter("test"), Settings(**settings), observe)
+        self.points = Points(self.provider.get_meter("test"), Settings(**settings), lambda name: partial(observe, name))
 
     def read(self) -> dict[str, list[tuple[dict[str, Any], int, float]]]:
         """Of each metric its points: attributes, number and sum (of a counter, 1 and its value)."""
@@ -57,7 +67,7 @@ class Meter:
             for resource in (data.resource_metrics if data else ())
             for scope in resource.scope_metrics
             for metric in scope.metrics
-            if metric.name != semconv.ACTIVE_INFERENCES
+            if metric.name not in OBSERVED
         }
 
 
@@ -82,7 +92,9 @@ def finish(of: Inference, name: str, busy_ms: int, generated: Generation | None 
     """End a phase that took so long."""
     phase = of.begin(name)
     phase.generation = generated
+    ended_ns, of.end_ns = of.end_ns, None
     of.end(phase)
+    of.end_ns = ended_ns
     of.phase_totals_ns[name] = busy_ms * MS
 
 
@@ -376,12 +388,37 @@ def test_instruments_have_unit_description_and_buckets_of_the_table() -> None:
             assert tuple(metric.data.data_points[0].explicit_bounds) == row.buckets
 
 
-def test_active_inferences_are_observed_when_collected() -> None:
+def test_what_runs_and_what_it_costs_is_observed_when_collected() -> None:
     data = Meter().reader.get_metrics_data()
     assert data is not None
-    (metric,) = data.resource_metrics[0].scope_metrics[0].metrics
+    metrics = data.resource_metrics[0].scope_metrics[0].metrics
 
-    assert (metric.name, metric.data.data_points[0].value) == ("inferspan.inference.active", 7)
+    assert {metric.name: metric.data.data_points[0].value for metric in metrics} == OBSERVED
+
+
+def test_cost_of_ours_is_told_and_grows(recorder: Recorder) -> None:
+    def read() -> list[float]:
+        return [recorder.points(name)[0].value for name in OBSERVED]
+
+    def use() -> None:
+        started = [scope.open_inference("chat", None) for _ in range(3)]
+        for opened in started:
+            assert opened is not None
+            scope.close(opened)
+
+    use()
+    first = read()
+    assert first[0] == 0
+    assert 0 < first[1] < 1
+    assert 0 < first[2] < 1
+    assert first[3] == 3
+    use()
+    second = read()
+
+    assert second[0] == 0
+    assert second[1] > first[1]
+    assert second[2] > first[2]
+    assert second[3] == 3
 
 
 # As they are told in earnest
@@ -411,7 +448,7 @@ def test_exemplars_of_a_sampled_trace_point_at_it(recorder: Recorder) -> None:
     assert exemplars(recorder) == {
         "gen_ai.client.operation.duration": [trace_id],
         "inferspan.phase.duration": [trace_id],
-        "inferspan.inference.active": [],
+        **{name: [] for name in OBSERVED},
     }
 
 
@@ -423,7 +460,7 @@ def test_exemplars_of_a_trace_not_sampled_are_none() -> None:
     assert exemplars(recorder) == {
         "gen_ai.client.operation.duration": [],
         "inferspan.phase.duration": [],
-        "inferspan.inference.active": [],
+        **{name: [] for name in OBSERVED},
     }
 
 

@@ -16,7 +16,7 @@ from opentelemetry.sdk._logs import LoggerProvider
 from opentelemetry.sdk._logs.export import SimpleLogRecordProcessor
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
-from opentelemetry.sdk.trace import ConcurrentMultiSpanProcessor, TracerProvider
+from opentelemetry.sdk.trace import ConcurrentMultiSpanProcessor, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
@@ -262,6 +262,21 @@ def test_processor_of_ours_stands_first_and_goes_with_uninstrument(bare_recorder
         assert processors(provider) == before
 
     assert [span.name for span in exporter.get_finished_spans()] == ["answer", "answer"]
+
+
+def test_processor_that_looks_at_starts_added_meanwhile_loses_no_root(recorder: Recorder) -> None:
+    class Looks(SpanProcessor):
+        def on_start(self, span: Any, parent_context: Any = None) -> None:
+            pass
+
+    with inferspan.inference("job") as block:
+        recorder.tracer_provider.add_span_processor(Looks())
+        block.set_attribute("one", 1)
+        with block.phase("part"):
+            pass
+
+    assert recorder.trees() == [("job", "part")]
+    assert recorder.span("job").attributes["one"] == 1
 
 
 @pytest.mark.parametrize("threads", [1, 2])
