@@ -11,7 +11,6 @@ raised, since a warning must not end the program that we watch.
 from __future__ import annotations
 
 import logging
-import threading
 import warnings
 
 logger = logging.getLogger("inferspan")
@@ -21,9 +20,8 @@ _TOLD_MAX = 256
 reraise = False
 """Set by our own tests: a fault then fails the test that met it."""
 
-_told: set[str] = set()
+_told: dict[str, object] = {}
 _counts: dict[str, int] = {}
-_lock = threading.Lock()
 
 
 class InferspanWarning(UserWarning):
@@ -36,12 +34,15 @@ def note(place: str) -> None:
         raise  # called from an except block: this is that exception
     _counts[place] = _counts.get(place, 0) + 1
     if _first_time(place):
-        logger.warning(
-            "inferspan: a fault in %s; the program is not affected, this part of its telemetry is missing. "
-            "Further faults there are counted, not logged.",
-            place,
-            exc_info=True,
-        )
+        try:
+            logger.warning(
+                "inferspan: a fault in %s; the program is not affected, this part of its telemetry is missing. "
+                "Further faults there are counted, not logged.",
+                place,
+                exc_info=True,
+            )
+        except Exception:  # noqa: BLE001 - a log handler of the program's; and there is nowhere left to tell it
+            pass
 
 
 def counts() -> dict[str, int]:
@@ -58,9 +59,12 @@ def warn_once(key: str, message: str) -> None:
 def warn(message: str) -> None:
     """Issue ``message`` as an :class:`InferspanWarning`, never raising."""
     try:
-        warnings.warn(message, InferspanWarning, stacklevel=2)
-    except InferspanWarning:
-        logger.warning(message)
+        try:
+            warnings.warn(message, InferspanWarning, stacklevel=2)
+        except InferspanWarning:
+            logger.warning(message)
+    except Exception:  # noqa: BLE001 - a log handler of the program's, or what it does with warnings
+        pass
 
 
 def forget() -> None:
@@ -69,8 +73,6 @@ def forget() -> None:
 
 
 def _first_time(key: str) -> bool:
-    with _lock:
-        if key in _told or len(_told) >= _TOLD_MAX:
-            return False
-        _told.add(key)
-        return True
+    # no lock: a signal handler may come here while this runs, and a fork
+    mine = object()
+    return len(_told) < _TOLD_MAX and _told.setdefault(key, mine) is mine

@@ -22,7 +22,7 @@ FAULT = (
 def as_in_a_program(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Faults are not raised again, and none are remembered from other tests or for them."""
     monkeypatch.setattr(faults, "reraise", False)
-    monkeypatch.setattr(faults, "_told", set())
+    monkeypatch.setattr(faults, "_told", {})
     monkeypatch.setattr(faults, "_counts", {})
     with warnings.catch_warnings():
         warnings.simplefilter("always")

@@ -29,6 +29,7 @@ from inferspan.hooks import (
     parallel,
     pipelines,
     tokenizers,
+    workers,
 )
 from inferspan.hooks.patches import Patches
 
@@ -47,6 +48,7 @@ _TABLE: Mapping[str, Mapping[str, Install]] = {
     "loading": loading.MODULES,
     "graphs": graphs.MODULES,
     "compilation": compilation.MODULES,
+    "workers": workers.MODULES,
 }
 
 _OLDEST = {"transformers": (4, 57), "torch": (2, 4)}

@@ -106,6 +106,7 @@ class Inference:
     # Defaults are the class's: an instance of fifty attributes takes 4 µs to make, one of fifteen 1 µs.
     end_ns: int | None = None
     _last_phase: Phase | None = None  # kept or not
+    _newest: Phase | None = None  # begun last
     phases_dropped: int = 0
     rows_max: int = 0
     length_max: int = 0
@@ -161,8 +162,8 @@ class Inference:
         self.padding: list[float] = []
         self.totals: dict[str, Part] = {}
         self.unread: list[Phase] = []
-        # Concurrent tasks of one inference() block may add phases at once.
-        self.lock = threading.Lock()
+        # Concurrent tasks of one inference() block may add phases at once; a signal handler in the midst of that, too.
+        self.lock = threading.RLock()
 
     @property
     def inference(self) -> Inference:
@@ -170,24 +171,26 @@ class Inference:
 
     def begin(self, name: str) -> Phase:
         """Begin a phase now. It must be handed to :meth:`end`, whatever happens in it."""
-        phase = Phase(name, self, perf_counter_ns())
+        phase = self._newest = Phase(name, self, perf_counter_ns())
         if host_allocations.is_tracing:
             phase.host = host_allocations.Mark()
         return phase
 
     def end(self, phase: Phase) -> None:
         """The phase is over: keep it, or add it to the one before it if that has the same name."""
-        if phase.watch is not None:
-            phase.watch.stop()
-            phase.set(semconv.GPU_PENDING, phase.watch.is_pending)
-        if phase.host is not None:
-            phase.set(semconv.HOST_ALLOCATED, phase.host.allocated())
-            phase.set(semconv.HOST_PEAK, phase.host.peak())
-        phase.end_ns = now = perf_counter_ns()
-        spent = now - phase.start_ns
-        phase.busy_ns += spent
-        phase.calls += 1
         with self.lock:
+            if phase.calls or self.end_ns is not None:
+                return  # cut off, by the end of the process or uninstrument(), while it ran
+            if phase.watch is not None:
+                phase.watch.stop()
+                phase.set(semconv.GPU_PENDING, phase.watch.is_pending)
+            if phase.host is not None:
+                phase.set(semconv.HOST_ALLOCATED, phase.host.allocated())
+                phase.set(semconv.HOST_PEAK, phase.host.peak())
+            phase.end_ns = now = perf_counter_ns()
+            spent = now - phase.start_ns
+            phase.busy_ns += spent
+            phase.calls += 1
             totals = self.phase_totals_ns
             totals[phase.name] = totals.get(phase.name, 0) + spent
             if phase.generation is not None:
@@ -205,6 +208,11 @@ class Inference:
             else:
                 self.phases_dropped += 1
                 self._let_go(phase)
+
+    def cut_off(self) -> None:
+        """The phase begun last, which still runs, is over as far as anybody will know."""
+        if self._newest is not None:
+            self.end(self._newest)
 
     def drop_phases(self) -> int:
         """Keep none of the phases; how many there were."""
@@ -255,12 +263,11 @@ class Inference:
             add_parts(self.totals, parts_of(unread.pop(0)))
 
     def _add_parts_to_totals(self, phase: Phase, generation: Generation) -> None:
-        totals, first_ns = self.phase_totals_ns, generation.first_token_ns
-        if first_ns is None:
+        totals, first_ns, end_ns = self.phase_totals_ns, generation.first_token_ns, generation.end_ns or phase.end_ns
+        if first_ns is None and phase.error is None:
             return
-        totals[semconv.PREFILL] = totals.get(semconv.PREFILL, 0) + first_ns - generation.start_ns
-        if generation.steps > 1:
-            end_ns = generation.end_ns or phase.end_ns
+        totals[semconv.PREFILL] = totals.get(semconv.PREFILL, 0) + (first_ns or end_ns) - generation.start_ns
+        if first_ns is not None and (generation.steps > 1 or phase.error is not None):
             totals[semconv.DECODE] = totals.get(semconv.DECODE, 0) + end_ns - first_ns
 
     @staticmethod

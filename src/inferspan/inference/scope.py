@@ -16,7 +16,7 @@ import os
 import sys
 from collections.abc import Callable
 from contextvars import ContextVar, Token
-from time import perf_counter_ns
+from time import perf_counter_ns, sleep
 from typing import TYPE_CHECKING, Any, Protocol
 
 from opentelemetry import context as otel_context
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 Entered = tuple[Token[Context], Token["Inference | Phase | None"]]
 
 MUTED = Phase("muted", None, 0)
+_CLOSING_NS = 10**9
 ACTIVE: ContextVar[Inference | Phase | None] = ContextVar("inferspan_active", default=None)
 
 
@@ -59,6 +60,9 @@ class Sink(Protocol):
 
     def submit(self, record: Inference | Lone) -> None:
         """Take a finished record. Never blocks and takes no lock: it may be called by the garbage collector."""
+
+    def leave_process(self) -> None:
+        """Tell everything finished and have the providers flush, if there was anything in this process."""
 
 
 _sink: Sink | None = None
@@ -240,8 +244,9 @@ def close(
 
     ``error`` is the exception that ended it; ``failed`` its type alone, where the exception is not at hand.
     """
-    # dict.pop is atomic: of a consumer, the garbage collector and interpreter exit only one gets it.
-    if _open.pop(id(inference), None) is None or inference.fork_generation != _fork_generation:
+    # dict.setdefault is atomic: of a consumer, the garbage collector and interpreter exit only one gets it.
+    closer = object()
+    if inference.fork_generation != _fork_generation or vars(inference).setdefault("closer", closer) is not closer:
         return
     try:
         now = perf_counter_ns()
@@ -251,7 +256,7 @@ def close(
         if _memory is not None:
             inference.memory_bytes = _memory.recent_bytes(inference.end_ns)
         inference.is_alone = inference.is_alone and inference.serial == _last_serial
-        inference.open_after = len(_open)
+        inference.open_after = len(_open) - 1
         if inference.whole is not None and inference.whole.watch is not None:
             inference.whole.watch.stop()
         if inference.memory_before is not None and inference.accelerator is not None:
@@ -274,6 +279,8 @@ def close(
         sink.submit(inference)
     except Exception:  # noqa: BLE001
         faults.note("scope.close")
+    finally:  # not before: abandon_open() waits for what another thread hands on just now
+        _open.pop(id(inference), None)
 
 
 def run(
@@ -364,9 +371,31 @@ def has_current_span() -> bool:
 def abandon_open() -> None:
     """The process ends, or is uninstrumented: close what still runs, with what is known of it. A lazy result ends
     with its last item."""
-    for inference in list(_open.values()):
+    found = list(_open.values())
+    for inference in found:
+        if "closer" in vars(inference):
+            continue
         inference.abandoned = True
-        close(inference, end_ns=None if inference.busy_ns is None else inference.last_ns)
+        with inference.lock:  # against a phase that ends just now
+            inference.cut_off()
+            last = inference._last_phase
+            last_ns = inference.last_ns if last is None else max(inference.last_ns, last.end_ns)
+            close(inference, end_ns=None if inference.busy_ns is None else last_ns)
+    deadline_ns = perf_counter_ns() + _CLOSING_NS
+    while any(id(inference) in _open for inference in found) and perf_counter_ns() < deadline_ns:
+        sleep(0.001)
+
+
+def leave_process() -> None:
+    """The process ends without exit handlers: tell now what they would have told."""
+    sink = _sink
+    if sink is None:
+        return
+    try:
+        abandon_open()
+        sink.leave_process()
+    except Exception:  # noqa: BLE001
+        faults.note("scope.leave_process")
 
 
 def _after_fork_in_child() -> None:

@@ -11,7 +11,9 @@ nothing depends on the thread being alive: after a fork, or where no thread can 
 A record whose device is still at work waits for it, and those behind it too: nothing here waits *for* the device, it
 only comes back later. After some seconds it is told without what the device would have said.
 
-A full queue drops children, never roots, and counts them.
+A full queue drops children and counts them; eight times as long, where nobody empties it, it drops and counts roots.
+
+A fork waits for the record that is being told: the SDK's locks that are held meanwhile would stay held in the child.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from time import monotonic, perf_counter_ns, sleep, thread_time_ns
 
 from opentelemetry import context as otel_context
@@ -37,6 +40,8 @@ _IDLE_MIN_S = 0.02
 _IDLE_MAX_S = 0.32
 _PORTION = 8
 _PATIENCE_NS = 5 * 10**9
+_ROOTS_MAX = 8  # times the queue's length
+_FORK_WAIT_S = 0.5
 
 
 class Finalizer:
@@ -47,13 +52,16 @@ class Finalizer:
         tell: Callable[[Record], None],
         queue_max: int,
         is_ready: Callable[[Record], bool] = lambda record: True,
+        tell_dropped: Callable[[], None] = lambda: None,
     ) -> None:
         self._tell = tell
         self._is_ready = is_ready
+        self._tell_dropped = tell_dropped
         self._queue_max = queue_max
         self._records: deque[Record] = deque()
         self._telling = threading.RLock()
         self._teller: int | None = None
+        self._forker: int | None = None
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._no_thread_until = 0.0
@@ -63,15 +71,21 @@ class Finalizer:
         self.most_waiting = 0
         """Most records that were in the queue at once."""
         if hasattr(os, "register_at_fork"):
-            os.register_at_fork(after_in_child=_weakly(self._after_fork_in_child))
+            os.register_at_fork(
+                before=weakly(self._before_fork),
+                after_in_parent=weakly(self._after_fork_in_parent),
+                after_in_child=weakly(self._after_fork_in_child),
+            )
 
     def submit(self, record: Record) -> None:
         """Take a finished record."""
-        if len(self._records) >= self._queue_max:
-            if isinstance(record, Lone):
-                self.children_dropped += 1
+        waiting = len(self._records)
+        if waiting >= self._queue_max:
+            dropped = 0 if isinstance(record, Lone) else record.drop_phases()
+            if isinstance(record, Lone) or waiting >= _ROOTS_MAX * self._queue_max:
+                self.children_dropped += dropped + 1
                 return
-            self.children_dropped += record.drop_phases()
+            self.children_dropped += dropped
         self._records.append(record)
         self.most_waiting = max(self.most_waiting, len(self._records))
 
@@ -89,7 +103,7 @@ class Finalizer:
 
     def drain(self, timeout_s: float) -> bool:
         """Tell everything that has been submitted, on this thread. False if the time did not suffice."""
-        if self._teller == threading.get_ident():
+        if self.tells_here():
             return True  # a span processor that flushes from inside on_end: what it waits for is this very call
         deadline = monotonic() + timeout_s
         waiting = len(self._records)
@@ -103,9 +117,18 @@ class Finalizer:
                     waiting -= 1
                 else:
                     sleep(_PAUSE_S)
+            self._alone(self._tell_dropped)
             return True
         finally:
             self._telling.release()
+
+    def is_used(self) -> bool:
+        """Whether anything has been recorded in this process."""
+        return self._thread is not None or bool(self._records) or self._no_thread_until > 0
+
+    def tells_here(self) -> bool:
+        """Whether this thread is telling a record just now."""
+        return self._teller == threading.get_ident()
 
     def stop(self, timeout_s: float) -> None:
         """Tell what is left and end the thread."""
@@ -137,7 +160,10 @@ class Finalizer:
             return True
         if not self._may_tell(self._records[0]):
             return False
-        record = self._records.popleft()
+        self._alone(partial(self._tell, self._records.popleft()))
+        return True
+
+    def _alone(self, tell: Callable[[], None]) -> None:
         self._teller = threading.get_ident()
         began_ns = thread_time_ns()
         # Out of the context of whoever drains: its span is not what an exemplar of ours should point at.
@@ -145,14 +171,13 @@ class Finalizer:
         try:
             # a processor or exporter that itself runs a model must not make records of that without end
             with suppress_instrumentation():
-                self._tell(record)
+                tell()
         except Exception:  # noqa: BLE001 - the user's span processors, views and exporters run in there
             faults.note("telemetry")
         finally:
             otel_context.detach(token)
             self._teller = None
             self.busy_ns += thread_time_ns() - began_ns
-        return True
 
     def _may_tell(self, record: Record) -> bool:
         try:
@@ -161,16 +186,27 @@ class Finalizer:
             faults.note("telemetry.ready")
             return True
 
+    def _before_fork(self) -> None:
+        if self._telling.acquire(timeout=_FORK_WAIT_S):  # a processor that blocks does not block the fork
+            self._forker = threading.get_ident()
+
+    def _after_fork_in_parent(self) -> None:
+        if self._forker == threading.get_ident():
+            self._forker = None
+            self._telling.release()
+
     def _after_fork_in_child(self) -> None:
         # The parent tells what the parent saw. Locks may have been held by threads that are not here.
         self._records = deque()
         self._telling = threading.RLock()
-        self._teller = None
+        self._teller = self._forker = None
+        self._no_thread_until = 0.0
         self._stop = threading.Event() if not self._stop.is_set() else self._stop
         self._thread = None
 
 
-def _weakly(method: Callable[[], None]) -> Callable[[], None]:
+def weakly(method: Callable[[], None]) -> Callable[[], None]:
+    """The method, as long as its owner lives: what is registered for forks cannot be taken back."""
     reference = weakref.WeakMethod(method)
 
     def call() -> None:

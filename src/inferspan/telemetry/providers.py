@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 from opentelemetry import _logs, metrics, trace
-from opentelemetry.sdk.trace import SpanProcessor
+from opentelemetry.sdk.trace import ConcurrentMultiSpanProcessor, SpanProcessor
 from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
 
 from inferspan import semconv
@@ -35,16 +35,18 @@ class Providers:
         logger_provider: _logs.LoggerProvider | None,
         drain: Callable[[float], bool],
         at_exit: Callable[[], None],
+        timeout_s: float = 30.0,
     ) -> None:
         self._given_tracer_provider = tracer_provider
         self._given_meter_provider = meter_provider
         self._given_logger_provider = logger_provider
-        self._drain_first = _DrainFirst(drain)
+        self._drain_first = _DrainFirst(drain, timeout_s)
         self._at_exit = at_exit
         self._ids = IndependentIdGenerator()
         self._tracer_provider: trace.TracerProvider | None = None
         self._meter_provider: metrics.MeterProvider | None = None
         self._seen_meter_provider: metrics.MeterProvider | None = None
+        self._logger_provider: _logs.LoggerProvider | None = None
         self._writer = TracerWriter(trace.NoOpTracer())
         self._processors: object = None
         self._versions: dict[str, str] = {}
@@ -73,9 +75,21 @@ class Providers:
         self._meter_provider = provider
         return provider.get_meter(SCOPE, __version__, semconv.SCHEMA_URL)
 
+    def forget_points(self) -> None:
+        """Begin all sums of ours anew. A forked child has those of its parent, which would be exported twice."""
+        consumer = getattr(self._meter_provider, "_measurement_consumer", None)
+        for storage in getattr(consumer, "_reader_storages", {}).values():
+            matches = getattr(storage, "_instrument_view_instrument_matches", {})
+            for instrument in list(matches):
+                if instrument.instrumentation_scope.name == SCOPE:
+                    del matches[instrument]
+
     def logger(self) -> _logs.Logger:
         """Our logger, for events."""
         provider = self._given_logger_provider or _logs.get_logger_provider()
+        if provider is not self._logger_provider:
+            self._logger_provider = provider
+            self._run_last_registered()
         return provider.get_logger(SCOPE, __version__, semconv.SCHEMA_URL)
 
     def flush(self, timeout_s: float) -> bool:
@@ -84,6 +98,7 @@ class Providers:
         for provider in (
             self._given_tracer_provider or trace.get_tracer_provider(),
             self._given_meter_provider or metrics.get_meter_provider(),
+            self._given_logger_provider or _logs.get_logger_provider(),
         ):
             force_flush = getattr(provider, "force_flush", None)
             try:
@@ -98,10 +113,12 @@ class Providers:
         atexit.unregister(self._at_exit)
         provider: Any = self._tracer_provider
         processors = _processors(provider)
-        if isinstance(processors, tuple):
+        if isinstance(getattr(provider, "_active_span_processor", None), ConcurrentMultiSpanProcessor):
+            self._drain_first.step_back(provider._active_span_processor)
+        elif isinstance(processors, tuple):
             others = tuple(processor for processor in processors if processor is not self._drain_first)
             provider._active_span_processor._span_processors = others
-        self._tracer_provider = self._meter_provider = self._seen_meter_provider = None
+        self._tracer_provider = self._meter_provider = self._seen_meter_provider = self._logger_provider = None
 
     def _bind_tracer(self, provider: trace.TracerProvider, versions: dict[str, str]) -> None:
         if provider is not self._tracer_provider:
@@ -117,7 +134,10 @@ class Providers:
 
     def _put_first(self, provider: trace.TracerProvider) -> None:
         processors = _processors(provider)
-        if isinstance(processors, tuple):
+        group = getattr(provider, "_active_span_processor", None)
+        if isinstance(group, ConcurrentMultiSpanProcessor):
+            self._drain_first.stand_before(group)
+        elif isinstance(processors, tuple):
             if self._drain_first not in processors:
                 sdk: Any = provider
                 sdk._active_span_processor._span_processors = (self._drain_first, *processors)
@@ -133,14 +153,33 @@ class Providers:
 class _DrainFirst(SpanProcessor):
     """Empties our queue before the provider's other processors flush or shut down."""
 
-    def __init__(self, drain: Callable[[float], bool]) -> None:
+    def __init__(self, drain: Callable[[float], bool], timeout_s: float) -> None:
         self._drain = drain
+        self._timeout_s = timeout_s
 
     def force_flush(self, timeout_millis: int = 30000) -> bool:
         return self._drain(timeout_millis / 1000)
 
     def shutdown(self) -> None:
-        self._drain(30.0)
+        self._drain(self._timeout_s)
+
+    def stand_before(self, group: ConcurrentMultiSpanProcessor) -> None:
+        """In front of processors that flush all at once: as one of them we would come too late, and where they have one
+        thread, wait for ourselves."""
+
+        def force_flush(timeout_millis: int = 30000) -> bool:
+            return self.force_flush(timeout_millis) and type(group).force_flush(group, timeout_millis)
+
+        def shutdown() -> None:
+            self.shutdown()
+            type(group).shutdown(group)
+
+        vars(group).update(force_flush=force_flush, shutdown=shutdown)
+
+    def step_back(self, group: ConcurrentMultiSpanProcessor) -> None:
+        """Undo :meth:`stand_before`."""
+        for name in ("force_flush", "shutdown"):
+            vars(group).pop(name, None)
 
 
 def _processors(provider: object) -> object:

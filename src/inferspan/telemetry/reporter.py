@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+import threading
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -19,7 +20,7 @@ from inferspan.measure import figures
 from inferspan.measure.figures import Figures, Growth
 from inferspan.measure.leaks import ALLOCATOR, RESIDENT, Leaks
 from inferspan.telemetry import devices as device_instruments
-from inferspan.telemetry.finalizer import Finalizer
+from inferspan.telemetry.finalizer import Finalizer, weakly
 from inferspan.telemetry.metrics import Points
 from inferspan.telemetry.providers import Providers
 from inferspan.telemetry.spans import content_attributes, start_root, tell_inference, tell_lone
@@ -48,9 +49,14 @@ class Reporter:
     ) -> None:
         global _current
         self.settings = settings
-        self._finalizer = Finalizer(self._tell, settings.queue_max, self._is_ready)
+        self._finalizer = Finalizer(self._tell, settings.queue_max, self._is_ready, self._tell_dropped)
         self._providers = Providers(
-            tracer_provider, meter_provider, logger_provider, self._finalizer.drain, self._at_exit
+            tracer_provider,
+            meter_provider,
+            logger_provider,
+            self._finalizer.drain,
+            self._at_exit,
+            settings.flush_timeout,
         )
         self.sampler = devices.sampler(settings)
         self._meter = Meter(Nvml()) if "energy" in settings.measure else None
@@ -59,11 +65,15 @@ class Reporter:
         self._hooks_ns = 0
         self._points: Points | None = None
         self._over_children_max = 0
-        self._dropped_told = {"fault": sum(faults.counts().values())}
+        self._dropped_told = self._dropped()
         _current = self
         # Found here, a provider that is set already runs its exit handler after ours, whatever happens first.
         self._providers.writer()
         self._bind_meter()
+        if settings.content_in_events:
+            self._providers.logger()
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=weakly(self._after_fork_in_child))
 
     def start_root(self, inference: Inference, context: Context) -> Span:
         self._finalizer.ensure_running()
@@ -86,8 +96,13 @@ class Reporter:
             self._providers.writer()  # which notices new providers, as the start of a root does
 
     def flush(self, timeout_s: float) -> bool:
-        """Tell everything finished, and have the providers flush."""
-        return self._finalizer.drain(timeout_s) and self._providers.flush(timeout_s)
+        """Tell everything finished, and have the providers flush: at most ``timeout_s`` for each."""
+
+        def flush() -> bool:
+            return self._finalizer.drain(timeout_s) and self._providers.flush(timeout_s)
+
+        # a span processor that flushes from inside on_end holds what the other thread would wait for
+        return flush() if self._finalizer.tells_here() else _in_time(flush, 2 * timeout_s)
 
     def drain(self, timeout_s: float) -> bool:
         """Tell everything finished to the providers."""
@@ -102,10 +117,14 @@ class Reporter:
             semconv.OVERHEAD_QUEUE: self._finalizer.most_waiting,
         }
 
+    def leave_process(self) -> None:
+        if self._finalizer.is_used():
+            self.flush(self.settings.flush_timeout)
+
     def close(self) -> None:
         """Tell everything finished, and stop."""
         global _current
-        self._finalizer.stop(self.settings.flush_timeout)
+        self._stop()
         self._providers.release()
         self.sampler.stop()
         if self._meter is not None:
@@ -115,7 +134,14 @@ class Reporter:
 
     def _at_exit(self) -> None:
         scope.abandon_open()
-        self._finalizer.stop(self.settings.flush_timeout)
+        self._stop()
+
+    def _stop(self) -> None:
+        def stop() -> bool:
+            self._finalizer.stop(self.settings.flush_timeout)
+            return True
+
+        _in_time(stop, self.settings.flush_timeout)
 
     def _bind_meter(self) -> None:
         if self.settings.metrics:
@@ -179,20 +205,31 @@ class Reporter:
                 points.tell_lone(record)
             else:
                 points.tell_inference(record, found or Figures())
-            self._tell_dropped(points)
+            self._tell_dropped()
         except Exception:  # noqa: BLE001 - a user's view or exemplar filter
             faults.note("telemetry.metrics")
 
-    def _tell_dropped(self, points: Points) -> None:
-        for reason, count in (
-            ("queue_full", self._finalizer.children_dropped),
-            ("children_max", self._over_children_max),
-            ("fault", sum(faults.counts().values())),
-        ):
-            told = self._dropped_told.get(reason, 0)
+    def _tell_dropped(self) -> None:
+        points = self._points
+        if points is None:
+            return
+        for reason, count in self._dropped().items():
+            told = self._dropped_told[reason]
             if count > told:
                 points.count_dropped(count - told, reason)
                 self._dropped_told[reason] = count
+
+    def _dropped(self) -> dict[str, int]:
+        return {
+            "queue_full": self._finalizer.children_dropped,
+            "children_max": self._over_children_max,
+            "fault": sum(faults.counts().values()),
+        }
+
+    def _after_fork_in_child(self) -> None:
+        # The parent tells its own counts and points.
+        self._dropped_told = self._dropped()
+        self._providers.forget_points()
 
     def _tell_event(self, inference: Inference) -> None:
         try:
@@ -211,6 +248,18 @@ class Reporter:
                 )
         except Exception:  # noqa: BLE001 - a user's log processor
             faults.note("telemetry.events")
+
+
+def _in_time(function: Callable[[], bool], timeout_s: float) -> bool:
+    """What ``function`` gives, or false where that takes longer: a span processor may block for as long as it likes."""
+    given: list[bool] = []
+    thread = threading.Thread(target=lambda: given.append(function()), name="inferspan-flush", daemon=True)
+    try:
+        thread.start()
+    except RuntimeError:  # no more threads, or the interpreter is ending
+        return function()
+    thread.join(timeout_s)
+    return given == [True]
 
 
 def _observe(name: str, options: CallbackOptions) -> Iterable[Observation]:

@@ -70,6 +70,10 @@ class TracerWriter:
         self, root: ApiSpan, attributes: dict[str, Any], events: Sequence[Event], status: Status | None, end_ns: int
     ) -> None:
         """The root is over."""
+        if isinstance(root, _Live):  # begun while spans were written directly: its own end reaches nobody
+            tracer = self._tracer if isinstance(self._tracer, Tracer) else root._tracer
+            DirectWriter(tracer).end(root, attributes, events, status, end_ns)
+            return
         try:
             root.set_attributes(attributes)
             for event in events:

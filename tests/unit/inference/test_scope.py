@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable
+from itertools import count
+from time import sleep
 from typing import Any
 
 import pytest
@@ -12,7 +14,9 @@ from opentelemetry import context as otel_context
 from opentelemetry import trace
 
 import inferspan
+from inferspan import semconv
 from inferspan.inference import scope
+from support import cheap
 from support.recorder import Recorder
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="the platform has no fork")
@@ -199,6 +203,66 @@ def test_abandon_open_tells_what_still_runs_as_abandoned(recorder: Recorder) -> 
     assert recorder.trees() == [("answer", "think")]
     assert recorder.attributes("answer")["inferspan.abandoned"] is True
     assert scope.open_count() == 0
+
+
+def test_abandon_open_cuts_off_the_phase_that_runs_and_leaves_out_what_comes_later(recorder: Recorder) -> None:
+    block = inferspan.inference("job")
+    with block, block.phase("first"):
+        pass
+    with inferspan.inference("in flight") as block:
+        with block.phase("first"):
+            pass
+        with block.phase("second"):
+            scope.abandon_open()
+        with block.phase("third"):
+            pass
+
+    assert recorder.trees() == [("job", "first"), ("in flight", "first", "second")]
+
+
+def test_abandon_open_inside_of_an_item_of_a_stream_ends_behind_what_is_told_of_it(recorder: Recorder) -> None:
+    pipe = cheap.pipeline()
+    forwards = count()
+
+    def hook(*_: Any) -> None:
+        if next(forwards) == 1:
+            scope.abandon_open()
+
+    pipe.model.register_forward_hook(hook)
+    stream = iter(pipe(item for item in (1, 2)))
+    assert [next(stream), next(stream)] == [1, 2]
+
+    (found,) = recorder.trees()  # which looks whether all are inside of the root
+    assert found[1:] == ("preprocess", "forward", "postprocess", "preprocess", "forward")
+    root = recorder.span("cheap")
+    assert root.attributes[semconv.BUSY_TIME] <= (root.end_time - root.start_time) * 1e-9
+
+
+def test_abandon_open_waits_for_what_another_thread_hands_on(
+    recorder: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = threading.Event()
+    submit = scope._sink.submit
+
+    def submit_late(record: Any) -> None:
+        begun.set()
+        sleep(0.05)
+        submit(record)
+
+    monkeypatch.setattr(scope._sink, "submit", submit_late)
+
+    def work() -> None:
+        with inferspan.inference("job"):
+            pass
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    begun.wait()
+    inferspan.uninstrument()
+    thread.join()
+
+    assert recorder.trees() == ["job"]
+    assert semconv.ABANDONED not in recorder.span("job").attributes
 
 
 def test_settings_are_there_while_instrumented_only(bare_recorder: Recorder) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable
-from time import perf_counter_ns
+from time import perf_counter_ns, sleep
 from typing import Any
 
 import pytest
@@ -178,7 +178,7 @@ def test_telling_that_raises_is_counted_and_the_rest_is_told(
 ) -> None:
     monkeypatch.setattr(faults, "reraise", False)
     monkeypatch.setattr(faults, "_counts", {})
-    monkeypatch.setattr(faults, "_told", set())
+    monkeypatch.setattr(faults, "_told", {})
     told = Told()
 
     def tell(record: Record) -> None:
@@ -211,6 +211,26 @@ def test_queue_that_is_full_keeps_roots_without_their_children_and_counts() -> N
     assert finalizer.children_dropped == 7
     finalizer.drain(10)
     assert told.names == ["a", "b", "c", "d"]
+
+
+def test_queue_that_nobody_empties_drops_roots_too_and_counts() -> None:
+    told = Told()
+    finalizer = Finalizer(told, 2)
+    for number in range(20):
+        finalizer.submit(inference(str(number), phases=3))
+
+    # two with their children, fourteen without, four not at all
+    assert finalizer.children_dropped == 14 * 3 + 4 * (1 + 3)
+    finalizer.drain(10)
+    assert told.names == [str(number) for number in range(16)]
+
+
+def test_drain_tells_what_was_dropped_also_where_nothing_is_queued() -> None:
+    asked = []
+    finalizer = Finalizer(Told(), 2, tell_dropped=lambda: asked.append(is_instrumentation_enabled()))
+
+    assert finalizer.drain(10) is True
+    assert asked == [False]
 
 
 def test_queue_that_was_full_takes_all_again_when_it_is_empty() -> None:
@@ -371,7 +391,29 @@ def test_fork_child_tells_its_own_and_not_the_parents() -> None:
 
 
 @needs_fork
-def test_fork_while_a_thread_tells_leaves_no_lock_held_in_the_child() -> None:
+def test_fork_finds_no_lock_held_by_telling() -> None:
+    begun, lock = threading.Event(), threading.Lock()
+
+    def tell(record: Record) -> None:
+        with lock:
+            begun.set()
+            sleep(0.05)
+
+    finalizer = Finalizer(tell, 100)
+    finalizer.submit(inference("slow"))
+    thread = threading.Thread(target=finalizer.drain, args=(30,))
+    thread.start()
+    begun.wait()
+
+    assert in_child(lambda: lock.acquire(timeout=5)) == "True"
+    thread.join()
+
+
+@needs_fork
+def test_fork_while_telling_hangs_waits_its_time_and_leaves_no_lock_held_in_the_child(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(finalizer_module, "_FORK_WAIT_S", 0.05)
     begun, go_on = threading.Event(), threading.Event()
     told = Told()
 
@@ -394,6 +436,45 @@ def test_fork_while_a_thread_tells_leaves_no_lock_held_in_the_child() -> None:
     assert in_child(child) == "(True, ['slow', 'childs'])"
     go_on.set()
     thread.join()
+
+
+@needs_fork
+def test_fork_waits_for_the_record_that_another_thread_tells(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(finalizer_module, "_FORK_WAIT_S", 60.0)
+    lock = threading.Lock()  # as the SDK has many
+    begun = threading.Event()
+
+    def tell(record: Record) -> None:
+        with lock:
+            begun.set()
+            sleep(0.05)
+
+    finalizer = Finalizer(tell, 100)
+    finalizer.submit(inference("slow"))
+    thread = threading.Thread(target=finalizer.drain, args=(30,))
+    thread.start()
+    begun.wait()
+
+    assert in_child(lock.locked) == "False"
+    thread.join()
+
+
+@needs_fork
+def test_fork_from_inside_of_telling_leaves_the_lock_as_it_was() -> None:
+    found = []
+
+    def tell(record: Record) -> None:
+        found.append(in_child(lambda: finalizer.drain(1)))
+
+    finalizer = Finalizer(tell, 100)
+    finalizer.submit(inference("forks"))
+    finalizer.submit(inference("forks again"))
+    thread = threading.Thread(target=finalizer.drain, args=(30,))
+    thread.start()
+    thread.join()
+
+    assert found == ["True", "True"]
+    assert finalizer.drain(0) is True
 
 
 @needs_fork

@@ -92,7 +92,9 @@ def finish(of: Inference, name: str, busy_ms: int, generated: Generation | None 
     """End a phase that took so long."""
     phase = of.begin(name)
     phase.generation = generated
+    ended_ns, of.end_ns = of.end_ns, None
     of.end(phase)
+    of.end_ns = ended_ns
     of.phase_totals_ns[name] = busy_ms * MS
 
 

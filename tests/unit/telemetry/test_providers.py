@@ -16,7 +16,7 @@ from opentelemetry.sdk._logs import LoggerProvider
 from opentelemetry.sdk._logs.export import SimpleLogRecordProcessor
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
-from opentelemetry.sdk.trace import ConcurrentMultiSpanProcessor, TracerProvider
+from opentelemetry.sdk.trace import ConcurrentMultiSpanProcessor, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
@@ -249,10 +249,8 @@ def processors(provider: TracerProvider) -> tuple[Any, ...]:
     return provider._active_span_processor._span_processors
 
 
-@pytest.mark.parametrize("kind", [pytest.param(None, id="default"), pytest.param("concurrent", id="concurrent")])
-def test_processor_of_ours_stands_first_and_goes_with_uninstrument(bare_recorder: Recorder, kind: str | None) -> None:
-    active = ConcurrentMultiSpanProcessor(1) if kind else None
-    provider = TracerProvider(active_span_processor=active, shutdown_on_exit=False)
+def test_processor_of_ours_stands_first_and_goes_with_uninstrument(bare_recorder: Recorder) -> None:
+    provider = TracerProvider(shutdown_on_exit=False)
     exporter = InMemorySpanExporter()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
     before = processors(provider)
@@ -264,6 +262,41 @@ def test_processor_of_ours_stands_first_and_goes_with_uninstrument(bare_recorder
         assert processors(provider) == before
 
     assert [span.name for span in exporter.get_finished_spans()] == ["answer", "answer"]
+
+
+def test_processor_that_looks_at_starts_added_meanwhile_loses_no_root(recorder: Recorder) -> None:
+    class Looks(SpanProcessor):
+        def on_start(self, span: Any, parent_context: Any = None) -> None:
+            pass
+
+    with inferspan.inference("job") as block:
+        recorder.tracer_provider.add_span_processor(Looks())
+        block.set_attribute("one", 1)
+        with block.phase("part"):
+            pass
+
+    assert recorder.trees() == [("job", "part")]
+    assert recorder.span("job").attributes["one"] == 1
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("end", ["force_flush", "shutdown"])
+def test_processors_that_flush_all_at_once_are_drained_before_and_left_as_they_were(
+    bare_recorder: Recorder, threads: int, end: str
+) -> None:
+    group = ConcurrentMultiSpanProcessor(threads)
+    provider = TracerProvider(active_span_processor=group, shutdown_on_exit=False)
+    exporter = InMemorySpanExporter()
+    provider.add_span_processor(BatchSpanProcessor(exporter, schedule_delay_millis=3_600_000))
+    before = set(vars(group))
+    inferspan.instrument(tracer_provider=provider, meter_provider=bare_recorder.meter_provider)
+    for _ in range(100):
+        work()
+    getattr(provider, end)()
+
+    assert [span.name for span in exporter.get_finished_spans()] == ["answer"] * 100
+    inferspan.uninstrument()
+    assert set(vars(group)) == before
 
 
 def test_provider_that_is_not_of_the_sdk_is_used_as_it_is(bare_recorder: Recorder) -> None:
