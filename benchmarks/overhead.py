@@ -22,6 +22,7 @@ ratio to what ``bare`` (for ``cpu``: ``equal``) adds.
 from __future__ import annotations
 
 import argparse
+import gc
 import importlib.util
 import json
 import os
@@ -60,6 +61,9 @@ def measure(mode: str, workload: str, calls: int, shape: dict[str, Any]) -> dict
         inferspan.instrument(tracer_provider=provider, meter_provider=meter_provider)
     for _ in range(max(20, calls // 8)):
         call()
+    provider.force_flush()
+    # one collection of all that importing torch has made takes 200 ms, and would hit one mode and not the other
+    gc.collect()
     times = []
     cpu = time.process_time()
     for _ in range(calls):

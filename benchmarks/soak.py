@@ -9,8 +9,8 @@ One process (``soak_program.py``) infers in threads and in an event loop: pipeli
 streams, ``generate()``, ``inference()`` blocks, modules, tokenizers; some fail, are cancelled or abandoned. Meanwhile
 it flushes, forks, uninstruments and instruments again, replaces its providers, and its exporter fails, raises or is
 slow. It sends OTLP to an OpenTelemetry Collector (``make backends`` builds one; without it straight here), which is
-stopped and started again every minute and sends on to a receiver in this process. Each inference has a number on its root span,
-so that every one is looked for, and its tree compared with what the program knows it has done.
+stopped and started again every minute and sends on to a receiver in this process. Each inference has a number on its
+root span, so that every one is looked for, and its tree compared with what the program knows it has done.
 
 The status is 1 if the verdict is bad.
 """

@@ -8,6 +8,7 @@ A generated part stands between ``<!-- NAME: begin -->`` and ``<!-- NAME: end --
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import sys
@@ -104,6 +105,36 @@ def refusals() -> str:
     return _table(("a difference is", "in"), rows)
 
 
+def promises() -> str:
+    """What is promised, and the tests that show it."""
+    return _table(("what ended before", "what becomes of it", "shown by"), _marked("promise"))
+
+
+def faults() -> str:
+    """What may go wrong."""
+    return _table(("fault", "what becomes of it", "shown by"), _marked("fault"))
+
+
+def losses() -> str:
+    """What is lost by necessity."""
+    return _table(("what is lost", "shown by"), _marked("lost"))
+
+
+def _marked(mark: str) -> list[tuple[str, ...]]:
+    """The texts of these marks, each once, with links to the tests that bear it."""
+    found: dict[tuple[str, ...], list[str]] = {}
+    for file in sorted((ROOT / "tests").rglob("test_*.py")):
+        text = file.read_text("utf-8")
+        for test in ast.parse(text).body if f"pytest.mark.{mark}(" in text else []:
+            for call in (call for part in getattr(test, "decorator_list", ()) for call in ast.walk(part)):
+                if isinstance(call, ast.Call) and ast.unparse(call.func) == f"pytest.mark.{mark}":
+                    assert isinstance(test, ast.FunctionDef)
+                    name = test.name.removeprefix("test_").replace("_", " ")
+                    link = f"[{name}](../{file.relative_to(ROOT).as_posix()})"
+                    found.setdefault(tuple(map(ast.literal_eval, call.args)), []).append(link)
+    return [(*texts, "; ".join(dict.fromkeys(links))) for texts, links in found.items()]
+
+
 PARTS: dict[str, tuple[str, Callable[[], str]]] = {
     "settings": ("docs/configuration.md", settings),
     "spans": ("docs/telemetry.md", spans),
@@ -111,6 +142,9 @@ PARTS: dict[str, tuple[str, Callable[[], str]]] = {
     "metrics": ("docs/telemetry.md", metrics),
     "events": ("docs/telemetry.md", events),
     "differences": ("docs/bench.md", refusals),
+    "promises": ("docs/reliability.md", promises),
+    "faults": ("docs/reliability.md", faults),
+    "losses": ("docs/reliability.md", losses),
 }
 
 

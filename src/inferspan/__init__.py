@@ -12,6 +12,7 @@ Public is what this module lists, the entry points, the command line, the settin
 emitted names (``inferspan.semconv``); every other module may change without notice.
 """
 
+import sys
 from typing import Any
 
 from inferspan.faults import InferspanWarning
@@ -64,6 +65,6 @@ def force_flush(timeout_s: float = 30.0) -> bool:
     Returns:
         Whether all was told and flushed in time.
     """
-    from inferspan.instrumentors import InferspanInstrumentor
-
-    return InferspanInstrumentor.flush(timeout_s)
+    # not imported for this: a signal handler may flush while the program is just importing it
+    instrumentor = getattr(sys.modules.get(f"{__name__}.instrumentors"), "InferspanInstrumentor", None)
+    return True if instrumentor is None else bool(instrumentor.flush(timeout_s))

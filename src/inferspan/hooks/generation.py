@@ -132,9 +132,11 @@ def _generate_in(
 def _generate_nested(
     active: Any, original: Callable[..., Any], model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
-    """A ``generate`` inside a phase: the pipeline's own, a wrapper's inner call, or a draft model's."""
+    """A ``generate`` inside a phase: the pipeline's, the program's own, a wrapper's inner call, a draft model's."""
     running = active.generation
-    if running is None and active.name == semconv.FORWARD and active.inference is not None:
+    if running is None and active.inference is not None:
+        if active.name != semconv.FORWARD:  # whose input nobody has looked at
+            _note_batch(active, model, args, kwargs)
         return _generate_timed(active, original, model, args, kwargs)
     if running is not None and not running.in_loop:
         if running.end_ns is None:

@@ -26,6 +26,7 @@ from inferspan.hooks.generation import count_output
 from inferspan.hooks.patches import Patches
 from inferspan.inference import content, scope
 from inferspan.inference.error import type_name
+from inferspan.inference.model import ModelFacts
 from inferspan.inference.record import Inference, Phase
 from inferspan.measure import tokens
 
@@ -71,7 +72,9 @@ def _call(original: Callable[..., Any], patches: Patches) -> Callable[..., Any]:
             return original(self, *args, **kwargs)
         _patch_phases(type(self), patches)
         if active is not None and not _is_pipeline(active):  # an inference() block: the phases are the block's
-            return original(self, *args, **kwargs)
+            result = original(self, *args, **kwargs)
+            _keep_for_later(self, args, kwargs, result)
+            return result
         inference = _open(self, args, kwargs)
         if inference is None:
             return original(self, *args, **kwargs)
@@ -99,10 +102,7 @@ def _is_pipeline(active: Inference | Phase) -> bool:
 
 def _open(pipeline: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Inference | None:
     try:
-        task = str(getattr(pipeline, "task", "") or type(pipeline).__name__)
-        model = getattr(pipeline, "model", None)
-        inputs = args[0] if args else kwargs.get("inputs")
-        facts = None if model is None else scope.model_facts(model)
+        task, model, inputs, facts = _told(pipeline, args, kwargs)
         inference = scope.open_inference(_operation(task, inputs), facts, model=model)
         if inference is not None:
             inference.set(semconv.TASK, task)
@@ -113,6 +113,14 @@ def _open(pipeline: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Infer
     except Exception:  # noqa: BLE001
         faults.note("pipelines.open")
         return None
+
+
+def _told(pipeline: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[str, Any, Any, ModelFacts | None]:
+    """Task, model, inputs and the model's facts."""
+    task = str(getattr(pipeline, "task", "") or type(pipeline).__name__)
+    model = getattr(pipeline, "model", None)
+    facts = None if model is None else scope.model_facts(model)
+    return task, model, args[0] if args else kwargs.get("inputs"), facts
 
 
 def _operation(task: str, inputs: Any) -> str:
@@ -316,17 +324,18 @@ _METHODS = {
 class _Stream:
     """What a lazy result carries: its inference. It stays behind when the result is pickled or copied."""
 
-    __slots__ = ("inference",)
+    __slots__ = ("inference", "is_open")
 
-    def __init__(self, inference: Inference) -> None:
+    def __init__(self, inference: Inference, is_open: bool = True) -> None:
         self.inference = inference
+        self.is_open = is_open  # else it only says which one to open
 
     def __reduce__(self) -> tuple[type[None], tuple[()]]:
         return type(None), ()
 
     def run(self, function: Callable[..., Any], result: Any) -> Any:
         """One step of the consumer, inside the inference."""
-        if self.inference.failure is not None or self.inference.abandoned:
+        if not self.is_open or self.inference.failure is not None or self.inference.abandoned:
             self.begin_again()  # a Dataset goes on after an item that failed, any result after uninstrument()
         inference = self.inference
         if inference.end_ns is not None:
@@ -352,14 +361,14 @@ class _Stream:
     def begin_again(self) -> None:
         """A result that is iterated once more after its end, or goes on after an error: one more inference."""
         ended = self.inference
-        if ended.end_ns is None:
+        if ended.end_ns is None or scope.ACTIVE.get() is not None:
             return
         inference = scope.open_inference(ended.operation, ended.model)
         if inference is not None:
             for name in (semconv.TASK, semconv.PREPROCESS_WORKERS):
                 inference.set(name, ended.attributes.get(name))
             inference.set(semconv.LAZY, True)
-            self.inference = inference
+            self.inference, self.is_open = inference, True
 
 
 def _keep_open(inference: Inference, result: Any) -> bool:
@@ -370,13 +379,29 @@ def _keep_open(inference: Inference, result: Any) -> bool:
         inference.last_ns = perf_counter_ns()
         inference.busy_ns = inference.last_ns - inference.start_ns
         inference.set(semconv.LAZY, True)
-        stream = _Stream(inference)
-        vars(result)[_STREAM] = stream
-        weakref.finalize(result, _abandon, stream).atexit = False
+        _attach(_Stream(inference), result)
         return True
     except Exception:  # noqa: BLE001
         faults.note("pipelines.lazy")
         return False
+
+
+def _keep_for_later(pipeline: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
+    """A lazy result from an ``inference()`` block is part of that while it lasts, and after it an inference."""
+    try:
+        if type(result).__name__ == "PipelineIterator":
+            task, _, inputs, facts = _told(pipeline, args, kwargs)
+            later = Inference("", _operation(task, inputs), facts, 0)
+            later.set(semconv.TASK, task)
+            later.end_ns = later.start_ns
+            _attach(_Stream(later, is_open=False), result)
+    except Exception:  # noqa: BLE001
+        faults.note("pipelines.lazy")
+
+
+def _attach(stream: _Stream, result: Any) -> None:
+    vars(result)[_STREAM] = stream
+    weakref.finalize(result, _abandon, stream).atexit = False
 
 
 def _abandon(stream: _Stream) -> None:
