@@ -50,7 +50,7 @@ raising = st.tuples(st.just("raise"), errors)
 def _without_generations(body: Body) -> list[Any]:
     """A ``generate()`` in a phase of the program's own is told as part of it, which the model does not know."""
     return [
-        tuple(_without_generations(part) if isinstance(part, list) else part for part in step)
+        (*step[:-1], _without_generations(step[-1])) if step[0] in ("phase", "block", "catch") else step
         for step in body
         if step[0] != "generate"
     ]

@@ -226,7 +226,7 @@ class Model:
             told = None if failed == CANCELLED else failed
             end = f"!{told}" if told else ""
             if steps == 0:
-                below: tuple[str, ...] = (f"prefill{end}",) if told else ()
+                below: tuple[str, ...] = (f"prefill{end}",)
             elif steps == 1:
                 below = ("prefill", f"decode{end}") if told else ("prefill",)
             else:
