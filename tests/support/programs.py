@@ -190,22 +190,27 @@ class Model:
         if key not in self.streams:
             return
         stream, left = self.streams[key]
+        is_own = True
         if stream in self.traces:  # it has been uninstrumented meanwhile
-            stream = Trace("cheap")
-            self.streams[key] = stream, left
+            is_own, stream = active is None, active or Trace("cheap")
+            if is_own:
+                self.streams[key] = stream, left
         for _ in range(number):
             if not left:
-                self.traces.append(stream)
+                if is_own:
+                    self.traces.append(stream)
                 del self.streams[key]
                 return
             try:
                 self._item(stream, left.pop(0))
             except Raised as raised:
-                stream.fail(raised.args[0])
-                self.traces.append(stream)
+                if is_own:
+                    stream.fail(raised.args[0])
+                    self.traces.append(stream)
                 del self.streams[key]
                 raise
-            stream.items += 1
+            if stream is not PHASE:
+                stream.items += 1
 
     def _drop(self, active: Trace | None, key: int) -> None:
         if key in self.streams:
@@ -221,7 +226,7 @@ class Model:
             told = None if failed == CANCELLED else failed
             end = f"!{told}" if told else ""
             if steps == 0:
-                below: tuple[str, ...] = (f"prefill{end}",) if told else ()
+                below: tuple[str, ...] = (f"prefill{end}",)
             elif steps == 1:
                 below = ("prefill", f"decode{end}") if told else ("prefill",)
             else:

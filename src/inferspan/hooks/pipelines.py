@@ -144,7 +144,6 @@ def _capture_output(inference: Inference, result: Any) -> None:
 def _patch_phases(cls: type, patches: Patches) -> None:
     if _patched_classes.get(cls) is patches:
         return
-    _patched_classes[cls] = patches
     try:
         for name, make in _METHODS.items():
             owner = next((base for base in cls.__mro__ if name in vars(base)), None)
@@ -153,6 +152,7 @@ def _patch_phases(cls: type, patches: Patches) -> None:
                 patches.wrap(owner, name, make)
     except Exception:  # noqa: BLE001 - a metaclass that lets nothing be set
         faults.note("pipelines.patch")
+    _patched_classes[cls] = patches  # not before: another thread's call would go on without
 
 
 _patched_classes: weakref.WeakKeyDictionary[type, Patches] = weakref.WeakKeyDictionary()
