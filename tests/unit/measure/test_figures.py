@@ -24,7 +24,6 @@ def inference(gpu: FakeGpu | None = None, dtype: str = "bfloat16", phases_max: i
     facts = ModelFacts("me/model")
     facts.dtype = dtype
     made = Inference("chat me/model", "chat", facts, phases_max)
-    made.end_ns = made.start_ns + 100 * MS
     made.is_alone = True
     if gpu is not None:
         made.accelerator = Accelerator("cuda", 0, gpu)
@@ -47,8 +46,13 @@ def forward(record: Inference, *laps: float) -> Phase:
     return phase
 
 
+def ended(record: Inference) -> Inference:
+    record.end_ns = record.start_ns + 100 * MS
+    return record
+
+
 def numbers(record: Inference) -> dict[str, Any]:
-    found = attributes_of(record, figures_of(record, None))
+    found = attributes_of(ended(record), figures_of(record, None))
     return {name.removeprefix("inferspan."): value for name, value in found.items() if value is not None}
 
 
@@ -60,7 +64,7 @@ def test_time_of_several_forwards_adds_up() -> None:
     record = inference(gpu)
     forward(record, 0.010)
     forward(record, 0.030)
-    assert not figures.is_ready(record, None)
+    assert not figures.is_ready(ended(record), None)
     gpu.finish()
     assert figures.is_ready(record, None)
     assert numbers(record) == {"gpu.time": pytest.approx(0.04), "gpu.busy_share": pytest.approx(0.4)}
@@ -267,13 +271,13 @@ def test_cycles_and_energy() -> None:
     record = inference(gpu)
     forward(record, 0.01)
     gpu.finish()
-    found = attributes_of(record, figures_of(record, StubMeter()))  # type: ignore[arg-type]
+    found = attributes_of(ended(record), figures_of(record, StubMeter()))  # type: ignore[arg-type]
     assert found[semconv.GPU_CYCLES] == 19_800_000
     assert found[semconv.GPU_CYCLES_SOURCE] == "sm_clock"
     assert found[semconv.ENERGY_CONSUMPTION] == 12.5
     assert found[semconv.ENERGY_METHOD] == "board_counter"
     record.accelerator = Accelerator("cuda", 1, gpu)
-    found = attributes_of(record, figures_of(record, StubMeter()))  # type: ignore[arg-type]
+    found = attributes_of(ended(record), figures_of(record, StubMeter()))  # type: ignore[arg-type]
     assert found[semconv.ENERGY_METHOD] == "board_counter_shared"
     assert not figures.is_ready(record, StubMeter())  # type: ignore[arg-type]
 
