@@ -8,6 +8,9 @@ take turns:
     off      nothing
     bare     by hand: a root and three children, five attributes in all, no metrics
     equal    by hand: as many spans, attributes and metric points as ours
+    floor    the least that as many facts can cost: around the same calls clocks are read and nothing else is done, and
+             a thread makes spans and points of constants every 5 ms, past the tracer
+    idle     the same without that thread: what is left on the calling one
     ours     inferspan.instrument(), everything on
     out      the same, sampled out by a parent-based ratio sampler
     llmetry  opentelemetry-instrumentation-transformers, where it is installed and the workload is one that it sees
@@ -26,14 +29,17 @@ import gc
 import importlib.util
 import json
 import os
+import random
 import subprocess
 import sys
+import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-MODES = ("off", "bare", "equal", "ours", "out", "llmetry")
+MODES = ("off", "bare", "equal", "floor", "idle", "ours", "out", "llmetry")
 CALLS = {"classify": 1500, "generate": 150}
 FIGURES = ("p50", "p99", "cpu")
 TEXT = "the cat sat on the mat"
@@ -51,6 +57,8 @@ def measure(mode: str, workload: str, calls: int, shape: dict[str, Any]) -> dict
         call = _by_hand(phases, provider.get_tracer("bare"))
     elif mode == "equal":
         call = _by_hand_equal(phases, provider.get_tracer("equal"), meter_provider.get_meter("equal"), shape)
+    elif mode in ("floor", "idle"):
+        call = _floor(phases, provider, meter_provider.get_meter("floor"), shape, mode == "floor")
     elif mode == "llmetry":
         from opentelemetry.instrumentation.transformers import TransformersInstrumentor
 
@@ -177,34 +185,95 @@ def _by_hand(phases: Phases, tracer: Any) -> Callable[[], Any]:
     return call
 
 
-def _by_hand_equal(phases: Phases, tracer: Any, meter: Any, shape: dict[str, Any]) -> Callable[[], Any]:
-    def values(count: int) -> dict[str, Any]:
-        kinds: tuple[Any, ...] = ("text", 8, 0.25, True)
-        return {f"some.attribute.{place}": kinds[place % len(kinds)] for place in range(count)}
+def _values(count: int) -> dict[str, Any]:
+    kinds: tuple[Any, ...] = ("text", 8, 0.25, True)
+    return {f"some.attribute.{place}": kinds[place % len(kinds)] for place in range(count)}
 
-    histograms = [meter.create_histogram(f"some.histogram.{place}", "s") for place in range(len(shape["points"]))]
-    points = [
-        (histogram, {f"some.attribute.{place}": "text" for place in range(count)})
-        for histogram, count in zip(histograms, shape["points"], strict=True)
+
+def _points(meter: Any, shape: dict[str, Any]) -> list[tuple[Any, dict[str, str]]]:
+    return [
+        (
+            meter.create_histogram(f"some.histogram.{place}", "s"),
+            {f"some.attribute.{key}": "text" for key in range(count)},
+        )
+        for place, count in enumerate(shape["points"])
     ]
+
+
+def _by_hand_equal(phases: Phases, tracer: Any, meter: Any, shape: dict[str, Any]) -> Callable[[], Any]:
+    points = _points(meter, shape)
     children = [*shape["children"]]
 
     def call() -> Any:
         left = list(children)
-        with tracer.start_as_current_span("infer", attributes=values(3)) as root:
+        with tracer.start_as_current_span("infer", attributes=_values(3)) as root:
             result = None
             for name, function in phases:
                 with tracer.start_as_current_span(name) as span:
                     result = function(result)
                     if left:
-                        span.set_attributes(values(left.pop()))
+                        span.set_attributes(_values(left.pop()))
             for count in left:  # prefill and decode, which hands cannot put around anything
-                tracer.start_span("part", attributes=values(count)).end()
-            root.set_attributes(values(shape["root"]))
+                tracer.start_span("part", attributes=_values(count)).end()
+            root.set_attributes(_values(shape["root"]))
             for histogram, attributes in points:
                 histogram.record(0.25, attributes)
         return result
 
+    return call
+
+
+def _floor(phases: Phases, provider: Any, meter: Any, shape: dict[str, Any], is_told: bool) -> Callable[[], Any]:
+    from opentelemetry.sdk.trace import ReadableSpan
+    from opentelemetry.trace import SpanContext, TraceFlags
+
+    points = _points(meter, shape)
+    tracer = provider.get_tracer("floor")
+    sampled = TraceFlags(TraceFlags.SAMPLED)
+    done: deque[list[int]] = deque()
+    clock = time.time_ns
+
+    def span(name: str, count: int, trace: int, parent: Any, start: int, end: int) -> Any:
+        made = ReadableSpan(
+            name=name,
+            context=SpanContext(trace, random.getrandbits(64), False, sampled),
+            parent=parent,
+            resource=provider.resource,
+            attributes=_values(count),
+            instrumentation_scope=tracer._instrumentation_scope,
+            start_time=start,
+            end_time=end,
+        )
+        provider._active_span_processor.on_end(made)
+        return made
+
+    def tell() -> None:
+        while True:
+            time.sleep(0.005)
+            while done:
+                times = done.popleft()
+                trace = random.getrandbits(128)
+                root = span("infer", shape["root"], trace, None, times[0], times[-1])
+                for place, count in enumerate(shape["children"]):
+                    start, end = times[1 + 2 * place : 3 + 2 * place] or (times[1], times[2])
+                    span("part", count, trace, root.context, start, end)
+                for histogram, attributes in points:
+                    histogram.record(0.25, attributes)
+
+    def call() -> Any:
+        times = [clock()]
+        result = None
+        for _, function in phases:
+            times.append(clock())
+            result = function(result)
+            times.append(clock())
+        times.append(clock())
+        if is_told:
+            done.append(times)
+        return result
+
+    if is_told:
+        threading.Thread(target=tell, daemon=True).start()
     return call
 
 

@@ -124,7 +124,7 @@ class _Request:
         if phase is not None:
             if phase.generation is not None:
                 phase.generation.end_ns = perf_counter_ns()
-            phase.error = failed
+            phase.error, phase.is_cut_off = failed, cancelled or failed is not None
             inference.end(phase)
             self.phase = self.queue = None
         self._count(state, ended_well=failed is None and not cancelled)

@@ -25,7 +25,6 @@ from inferspan import faults, semconv
 from inferspan.hooks.generation import count_output
 from inferspan.hooks.patches import Patches
 from inferspan.inference import content, scope
-from inferspan.inference.error import type_name
 from inferspan.inference.model import ModelFacts
 from inferspan.inference.record import Inference, Phase
 from inferspan.measure import tokens
@@ -198,7 +197,7 @@ def _next_chunk(phase: Phase, chunks: Generator[Any, Any, Any]) -> Any:
         over = True
         raise
     except BaseException as error:
-        phase.error = None if scope.is_cancellation(error) else type_name(error)
+        phase.cut_off(error)
         raise
     finally:
         scope.ACTIVE.reset(token)

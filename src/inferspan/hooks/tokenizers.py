@@ -13,7 +13,6 @@ from typing import Any
 from inferspan import faults, semconv
 from inferspan.hooks.patches import Patches
 from inferspan.inference import scope
-from inferspan.inference.error import type_name
 from inferspan.inference.model import display_name
 from inferspan.inference.record import Phase
 
@@ -43,7 +42,7 @@ def _phase(
                 _guarded(note, phase, args, kwargs, result)
                 return result
             except BaseException as error:
-                phase.error = None if scope.is_cancellation(error) else type_name(error)
+                phase.cut_off(error)
                 raise
             finally:
                 scope.ACTIVE.reset(token)

@@ -15,7 +15,6 @@ from opentelemetry.util.types import AttributeValue
 
 from inferspan import faults, semconv
 from inferspan.inference import scope
-from inferspan.inference.error import type_name
 from inferspan.inference.model import ModelFacts, display_name
 from inferspan.inference.record import Inference, Phase
 
@@ -123,8 +122,8 @@ class PhaseBlock:
                 scope.ACTIVE.reset(token)
             except ValueError:  # left in another context, like in scope.leave
                 pass
-            if error is not None and not scope.is_cancellation(error):
-                phase.error = type_name(error)
+            if error is not None:
+                phase.cut_off(error)
             phase.inference.end(phase)
 
     async def __aenter__(self) -> PhaseBlock:

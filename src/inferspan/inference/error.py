@@ -6,6 +6,7 @@ round. Its message may quote the prompt or a path, so it counts as content and i
 
 from __future__ import annotations
 
+import asyncio
 import traceback
 from dataclasses import dataclass
 
@@ -29,6 +30,11 @@ def failure_of(error: BaseException, *, with_message: bool, message_length: int)
         f'  File "{frame.f_code.co_filename}", line {line}, in {frame.f_code.co_name}\n' for frame, line in frames
     )
     return Failure(type_name(error), stack, _message(error, message_length) if with_message else None)
+
+
+def is_cancellation(error: BaseException) -> bool:
+    """Whether the exception says that the caller lost interest, rather than that something failed."""
+    return isinstance(error, (asyncio.CancelledError, GeneratorExit)) or "Cancel" in type(error).__name__
 
 
 def type_name(error: BaseException) -> str:

@@ -12,6 +12,7 @@ from time import perf_counter_ns, time_ns
 from typing import TYPE_CHECKING, Any
 
 from inferspan import semconv
+from inferspan.inference.error import is_cancellation, type_name
 from inferspan.measure import host_allocations
 from inferspan.measure.figures import Part, add_parts, parts_of
 
@@ -55,6 +56,7 @@ class Phase:
     attributes: dict[str, Any] | None = None
     generation: Generation | None = None
     error: str | None = None
+    is_cut_off: bool = False  # by an exception, a cancellation, the end of the process
     is_measured: bool = False
     watch: Stopwatch | None = None
     works: list[tuple[Inventory, Work]] | None = None
@@ -74,6 +76,11 @@ class Phase:
             if self.attributes is None:
                 self.attributes = {}
             self.attributes[name] = value
+
+    def cut_off(self, error: BaseException) -> None:
+        """It ends by an exception, which is an error unless somebody has cancelled it."""
+        self.is_cut_off = True
+        self.error = None if is_cancellation(error) else type_name(error)
 
 
 class Lone:
@@ -212,6 +219,7 @@ class Inference:
     def cut_off(self) -> None:
         """The phase begun last, which still runs, is over as far as anybody will know."""
         if self._newest is not None:
+            self._newest.is_cut_off = self._newest.is_cut_off or not self._newest.calls
             self.end(self._newest)
 
     def drop_phases(self) -> int:
@@ -264,10 +272,10 @@ class Inference:
 
     def _add_parts_to_totals(self, phase: Phase, generation: Generation) -> None:
         totals, first_ns, end_ns = self.phase_totals_ns, generation.first_token_ns, generation.end_ns or phase.end_ns
-        if first_ns is None and phase.error is None:
+        if first_ns is None and not phase.is_cut_off:
             return
         totals[semconv.PREFILL] = totals.get(semconv.PREFILL, 0) + (first_ns or end_ns) - generation.start_ns
-        if first_ns is not None and (generation.steps > 1 or phase.error is not None):
+        if first_ns is not None and (generation.steps > 1 or phase.is_cut_off):
             totals[semconv.DECODE] = totals.get(semconv.DECODE, 0) + end_ns - first_ns
 
     @staticmethod

@@ -10,7 +10,6 @@ otherwise: a wrapper that somebody kept beyond ``uninstrument()`` finds none and
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import os
 import sys
@@ -27,7 +26,7 @@ from opentelemetry.trace import get_current_span, set_span_in_context
 from inferspan import faults
 from inferspan.config import HOST_ALLOCATIONS
 from inferspan.inference import distributed
-from inferspan.inference.error import Failure, failure_of, type_name
+from inferspan.inference.error import Failure, failure_of, is_cancellation
 from inferspan.inference.model import ModelFacts, describe, device_of, facts_of
 from inferspan.inference.record import Inference, Lone, Phase
 from inferspan.measure import accelerator, flops, host_allocations
@@ -309,7 +308,7 @@ def run_phase(phase: Phase, function: Callable[..., Any], args: tuple[Any, ...],
     try:
         return function(*args, **kwargs)
     except BaseException as error:
-        phase.error = None if is_cancellation(error) else type_name(error)
+        phase.cut_off(error)
         raise
     finally:
         ACTIVE.reset(token)
@@ -358,11 +357,6 @@ def in_worker() -> bool:
     return get_worker_info is not None and get_worker_info() is not None
 
 
-def is_cancellation(error: BaseException) -> bool:
-    """Whether the exception says that the caller lost interest, rather than that something failed."""
-    return isinstance(error, (asyncio.CancelledError, GeneratorExit)) or "Cancel" in type(error).__name__
-
-
 def has_current_span() -> bool:
     """Whether some span is current here."""
     return get_current_span().get_span_context().is_valid
@@ -409,5 +403,12 @@ def _after_fork_in_child() -> None:
         ACTIVE.set(MUTED)
 
 
+def _before_fork() -> None:
+    # A root's ids are made when they are asked for: the child may be in the same trace, so both have to have them.
+    for inference in list(_open.values()):
+        if inference.root is not None:
+            inference.root.get_span_context()
+
+
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork_in_child)
+    os.register_at_fork(before=_before_fork, after_in_child=_after_fork_in_child)

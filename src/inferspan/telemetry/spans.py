@@ -120,9 +120,7 @@ def _tell_generation(
 ) -> None:
     end_ns = generation.end_ns or phase.end_ns
     first_ns = generation.first_token_ns
-    whole = phase.inference
-    is_cut_off = phase.error is not None or (whole is not None and (whole.cancelled or whole.abandoned))
-    if first_ns is None and not is_cut_off:
+    if first_ns is None and not phase.is_cut_off:
         return  # a decoding loop of the program's own that never asks whether to go on: nothing tells its steps
     prefill = measured.get(semconv.PREFILL, {})
     start_ns = generation.start_ns + offset_ns
@@ -130,7 +128,7 @@ def _tell_generation(
         writer.write(semconv.PREFILL, context, prefill, start_ns, end_ns + offset_ns, phase.error)
         return
     writer.write(semconv.PREFILL, context, prefill, start_ns, first_ns + offset_ns)
-    if generation.steps > 1 or is_cut_off:
+    if generation.steps > 1 or phase.is_cut_off:
         decode = {semconv.DECODE_STEPS: generation.steps - 1, **measured.get(semconv.DECODE, {})}
         writer.write(semconv.DECODE, context, decode, first_ns + offset_ns, end_ns + offset_ns, phase.error)
 

@@ -10,7 +10,7 @@ sampler gives children what their root got, and limits and the SDK's metrics of 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from opentelemetry.attributes import BoundedAttributes
 from opentelemetry.sdk.trace import (
@@ -39,6 +39,7 @@ from opentelemetry.trace import Span as ApiSpan
 from opentelemetry.trace import Tracer as ApiTracer
 
 from inferspan import semconv
+from inferspan.telemetry.ids import IndependentIdGenerator
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context
@@ -54,6 +55,13 @@ _PASSIVE = (SpanProcessor, BatchSpanProcessor, SimpleSpanProcessor)
 _GROUPS = (SynchronousMultiSpanProcessor, ConcurrentMultiSpanProcessor)
 _PLAIN = frozenset((str, bool, int, float))
 _EVEN_SAMPLERS = (sampling.StaticSampler, sampling.TraceIdRatioBased)
+_ASKED_BY_PARENT = (
+    "root",
+    "remote_parent_sampled",
+    "remote_parent_not_sampled",
+    "local_parent_sampled",
+    "local_parent_not_sampled",
+)
 
 
 class TracerWriter:
@@ -71,7 +79,7 @@ class TracerWriter:
     ) -> None:
         """The root is over."""
         if isinstance(root, _Live):  # begun while spans were written directly: its own end reaches nobody
-            tracer = self._tracer if isinstance(self._tracer, Tracer) else root._tracer
+            tracer = self._tracer if isinstance(self._tracer, Tracer) else root._writer._tracer
             DirectWriter(tracer).end(root, attributes, events, status, end_ns)
             return
         try:
@@ -104,39 +112,55 @@ class TracerWriter:
         span.end(end_ns)
 
 
-class _Live(Span):
-    """A root while it runs: a span of the SDK, of which most programs need no more than its context. The rest of it is
-    made when something asks for it. What the program sets is kept; what we know is added when it is written, ``asked``,
-    which the sampler has seen, too."""
+class _Decision(NamedTuple):
+    context: SpanContext
+    parent: SpanContext | None
+    is_sampled: bool
+    attributes: Attributes | None
 
-    def __init__(
-        self,
-        tracer: Tracer,
-        name: str,
-        context: SpanContext,
-        parent: SpanContext | None,
-        start_ns: int,
-        asked: Attributes,
-    ) -> None:
-        self._tracer = tracer
+
+class _Live(Span):
+    """A root while it runs: a span of the SDK, of which most programs need nothing. Its ids and the sampler's decision
+    are made when something asks for them, or when it is told; the rest, where something is set on it or read. What the
+    program sets is kept; what we know is added when it is written, ``asked``, which the sampler sees, too."""
+
+    def __init__(self, writer: DirectWriter, name: str, above: Context, start_ns: int, asked: Attributes) -> None:
+        self._writer = writer
         self._name = name
-        self._context: SpanContext = context
-        self._parent = parent
+        self._above = above
         self._start_time = start_ns
         self._end_time = None
         self.asked = asked
 
+    @property
+    def decision(self) -> _Decision:
+        found: _Decision | None = vars(self).get("_decision")
+        # dict.setdefault is atomic: of two threads both get the first's
+        return found or vars(self).setdefault("_decision", self._writer.decide(self._name, self._above, self.asked))
+
+    @property
+    def _context(self) -> SpanContext:  # type: ignore[override]
+        return self.decision.context
+
+    @property
+    def _parent(self) -> SpanContext | None:  # type: ignore[override]
+        return self.decision.parent
+
+    def is_recording(self) -> bool:
+        return self.decision.is_sampled and super().is_recording()
+
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
-        whole = object.__new__(_Live)
+        whole = object.__new__(Span)
+        tracer = self._writer._tracer
         Span.__init__(
             whole,
             self._name,
             self._context,
-            resource=self._tracer.resource,
+            resource=tracer.resource,
             span_processor=_NOTHING,
-            instrumentation_scope=self._tracer._instrumentation_scope,
+            instrumentation_scope=tracer._instrumentation_scope,
             limits=_DEFAULT_LIMITS,
         )
         for key, value in vars(whole).items():
@@ -160,38 +184,39 @@ class DirectWriter(TracerWriter):
         self._tracer: Tracer = tracer
         self._scope = tracer._instrumentation_scope
         is_random = getattr(tracer.id_generator, "is_trace_id_random", None)
-        new = _RANDOM if is_random is not None and is_random() else 0
-        self._flags_of_new = TraceFlags(new), TraceFlags(new | TraceFlags.SAMPLED)
+        self._plain_flags = _RANDOM if is_random is not None and is_random() else 0
         self._is_enabled = getattr(tracer, "_is_enabled", _always)
+        self._may_wait = type(tracer.id_generator) is IndependentIdGenerator and _decides_by_trace(tracer.sampler)
 
     def start(self, name: str, context: Context, attributes: Attributes, start_ns: int) -> ApiSpan:
         if not self._is_enabled():
             return super().start(name, context, attributes, start_ns)
-        tracer, parent = self._tracer, get_current_span(context).get_span_context()
-        found: SpanContext | None = None
-        if parent.is_valid:
-            found, trace_id = parent, parent.trace_id
-            plain = parent.trace_flags & _RANDOM
-            flags = TraceFlags(plain), TraceFlags(plain | TraceFlags.SAMPLED)
-        else:
-            trace_id, flags = tracer.id_generator.generate_trace_id(), self._flags_of_new
-        sampled = tracer.sampler.should_sample(context, trace_id, name, SpanKind.INTERNAL, attributes, ())
-        is_sampled = sampled.decision is sampling.Decision.RECORD_AND_SAMPLE
-        own = SpanContext(
-            trace_id, tracer.id_generator.generate_span_id(), False, flags[is_sampled], sampled.trace_state
-        )
-        if not is_sampled:
-            return NonRecordingSpan(own)
-        live = _Live(tracer, name, own, found, start_ns, attributes)
-        if sampled.attributes and len(sampled.attributes) > len(attributes):
-            live.set_attributes({name: value for name, value in sampled.attributes.items() if name not in attributes})
+        live = _Live(self, name, context, start_ns, attributes)
+        if self._may_wait:
+            return live
+        told = live.decision.attributes
+        if told and len(told) > len(attributes):
+            live.set_attributes({name: value for name, value in told.items() if name not in attributes})
         return live
+
+    def decide(self, name: str, context: Context, attributes: Attributes) -> _Decision:
+        """The ids of a root, and what the sampler says."""
+        tracer, parent = self._tracer, get_current_span(context).get_span_context()
+        trace_id = parent.trace_id if parent.is_valid else tracer.id_generator.generate_trace_id()
+        found = tracer.sampler.should_sample(context, trace_id, name, SpanKind.INTERNAL, attributes, ())
+        is_sampled = found.decision is sampling.Decision.RECORD_AND_SAMPLE
+        plain = parent.trace_flags & _RANDOM if parent.is_valid else self._plain_flags
+        flags = TraceFlags(plain | TraceFlags.SAMPLED if is_sampled else plain)
+        own = SpanContext(trace_id, tracer.id_generator.generate_span_id(), False, flags, found.trace_state)
+        return _Decision(own, parent if parent.is_valid else None, is_sampled, found.attributes)
 
     def end(
         self, root: ApiSpan, attributes: dict[str, Any], events: Sequence[Event], status: Status | None, end_ns: int
     ) -> None:
         if type(root) is not _Live:
             super().end(root, attributes, events, status, end_ns)
+            return
+        if not root.decision.is_sampled:
             return
         facts: dict[str, Any]
         if root.is_untouched:
@@ -230,6 +255,8 @@ class DirectWriter(TracerWriter):
             super().write(name, context, attributes, start_ns, end_ns, error, below)
             return
         parent = span.get_span_context()
+        if not parent.trace_flags.sampled:
+            return
         own = SpanContext(
             parent.trace_id, self._tracer.id_generator.generate_span_id(), False, parent.trace_flags, parent.trace_state
         )
@@ -289,6 +316,16 @@ def _is_even(sampler: sampling.Sampler) -> bool:
         own = type(sampler).should_sample is sampling.ParentBased.should_sample
         return own and sampler._local_parent_sampled is sampling.ALWAYS_ON
     return type(sampler).should_sample in [known.should_sample for known in _EVEN_SAMPLERS]
+
+
+def _decides_by_trace(sampler: sampling.Sampler) -> bool:
+    """Whether a sampler looks at nothing but the trace's id and parent, so that it may as well be asked later."""
+    if isinstance(sampler, sampling.ParentBased):
+        if type(sampler).should_sample is not sampling.ParentBased.should_sample:
+            return False
+        below = (getattr(sampler, f"_{name}") for name in _ASKED_BY_PARENT)
+        return all(map(_decides_by_trace, below))
+    return type(sampler) in _EVEN_SAMPLERS
 
 
 def _always() -> bool:

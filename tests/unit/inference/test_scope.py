@@ -16,6 +16,7 @@ from opentelemetry import trace
 import inferspan
 from inferspan import semconv
 from inferspan.inference import scope
+from inferspan.inference.error import is_cancellation
 from support import cheap
 from support.recorder import Recorder
 
@@ -309,4 +310,4 @@ def test_phase_while_not_instrumented_is_none() -> None:
     ],
 )
 def test_is_cancellation_by_name(name: str, expected: bool) -> None:
-    assert scope.is_cancellation(type(name, (Exception,), {})()) is expected
+    assert is_cancellation(type(name, (Exception,), {})()) is expected

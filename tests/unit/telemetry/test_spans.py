@@ -238,7 +238,8 @@ def test_generation_without_a_clock_has_no_parts(sdk: Sdk) -> None:
 def test_generation_that_failed_says_in_which_part(sdk: Sdk, tokens: tuple[int, ...], failed: list[str]) -> None:
     record = inference()
     forward = phase(record, "forward", 0, 50)
-    forward.generation, forward.error = generation(0, *tokens, end_ms=40), "ValueError"
+    forward.generation = generation(0, *tokens, end_ms=40)
+    forward.cut_off(ValueError())
     sdk.tell(record)
 
     found = [span.name for span in sdk.spans() if span.status.status_code is StatusCode.ERROR]

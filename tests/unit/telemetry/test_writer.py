@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -33,6 +34,7 @@ from opentelemetry.sdk.trace.sampling import (
 from opentelemetry.trace import SpanContext, Status, StatusCode, TraceFlags, set_span_in_context
 from opentelemetry.trace.span import TraceState
 
+from inferspan.telemetry.ids import IndependentIdGenerator
 from inferspan.telemetry.writer import DirectWriter, TracerWriter, writer_of
 
 
@@ -260,3 +262,56 @@ def test_decision_by_ratio_is_the_samplers() -> None:
     for root in roots:
         decided = sampler.should_sample(None, root.trace_id, "root").decision.is_sampled()
         assert root.trace_flags.sampled is decided
+
+
+def test_ids_of_a_root_are_drawn_once_when_something_asks_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[int] = []
+    draw = IndependentIdGenerator.generate_span_id
+    monkeypatch.setattr(IndependentIdGenerator, "generate_span_id", lambda self: drawn.append(draw(self)) or drawn[-1])
+    made = provider(sampler=DEFAULT_ON, id_generator=IndependentIdGenerator())
+    root = writer_of(made.get_tracer("test")).start("root", Context(), {}, 1)
+    assert drawn == []
+
+    with ThreadPoolExecutor(8) as pool:
+        found = set(pool.map(lambda _: root.get_span_context().span_id, range(64)))
+
+    assert len(found) == 1
+    assert found.pop() in drawn
+    assert root.is_recording()
+
+
+class Looking(Sampler):
+    """Decides by more than the trace: by the clock, the thread, variables of the context."""
+
+    asked = 0
+
+    def should_sample(self, *args: Any, **kwargs: Any) -> SamplingResult:
+        self.asked += 1
+        return SamplingResult(Decision.RECORD_AND_SAMPLE)
+
+    def get_description(self) -> str:
+        return "looking"
+
+
+@pytest.mark.parametrize("place", ["root", "remote_parent_sampled"])
+def test_sampler_of_the_user_is_asked_when_the_root_begins(place: str) -> None:
+    looking = Looking()
+    sampler = ParentBased(**{"root": ALWAYS_ON, place: looking})  # type: ignore[arg-type]
+    made = provider(sampler=sampler, id_generator=IndependentIdGenerator())
+    writer_of(made.get_tracer("test")).start("root", Context() if place == "root" else remote(1), {}, 1)
+
+    assert looking.asked == 1
+
+
+def test_root_that_is_not_sampled_takes_what_the_program_sets_and_is_never_told() -> None:
+    exporter = InMemorySpanExporter()
+    made = provider(SimpleSpanProcessor(exporter), sampler=ALWAYS_OFF, id_generator=IndependentIdGenerator())
+    writer = writer_of(made.get_tracer("test"))
+    root = writer.start("root", Context(), {}, 1)
+    root.set_attribute("mine", 1)
+    writer.write("child", set_span_in_context(root), {}, 2, 3)
+    writer.end(root, {}, (), None, 4)
+
+    assert not root.is_recording()
+    assert not root.get_span_context().trace_flags.sampled
+    assert exporter.get_finished_spans() == ()
