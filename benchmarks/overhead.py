@@ -99,7 +99,7 @@ def shape_of(workload: str) -> dict[str, Any]:
     add = Points._add
 
     def counted(self: Any, name: str, value: float, attributes: dict[str, str], context: Any) -> None:
-        if name in self._instruments:
+        if name in self._put:
             points.append(len(attributes))
         add(self, name, value, attributes, context)
 

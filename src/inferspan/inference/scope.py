@@ -101,7 +101,7 @@ def open_count() -> int:
 def may_open() -> bool:
     """Whether a hook that meets no inference should open one here and now."""
     sink = _sink
-    if sink is None or not is_instrumentation_enabled():
+    if sink is None or (otel_context.get_current() and not is_instrumentation_enabled()):
         return False
     return not sink.settings.ranks or distributed.is_one_of(sink.settings.ranks)
 

@@ -22,8 +22,8 @@ import os
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from time import monotonic, perf_counter_ns, sleep, thread_time_ns
 
 from opentelemetry import context as otel_context
@@ -113,11 +113,12 @@ class Finalizer:
             while self._records and waiting > 0:
                 if monotonic() > deadline:
                     return False
-                if self._tell_next():
-                    waiting -= 1
-                else:
+                told = self._tell_next(1)
+                waiting -= told
+                if not told:
                     sleep(_PAUSE_S)
-            self._alone(self._tell_dropped)
+            with self._apart():
+                self._guarded(self._tell_dropped)
             return True
         finally:
             self._telling.release()
@@ -149,21 +150,21 @@ class Finalizer:
                 continue
             idle = _IDLE_MIN_S
             with self._telling:
-                for _ in range(min(waiting, _PORTION + waiting // 16)):
-                    if not self._tell_next():
-                        break
+                self._tell_next(min(waiting, _PORTION + waiting // 16))
             sleep(_PAUSE_S)
 
-    def _tell_next(self) -> bool:
-        """Tell the first record; false where it has to wait. The lock is held, so nobody else takes it."""
-        if not self._records:
-            return True
-        if not self._may_tell(self._records[0]):
-            return False
-        self._alone(partial(self._tell, self._records.popleft()))
-        return True
+    def _tell_next(self, most: int) -> int:
+        """Tell the first records, up to the first that has to wait; how many it were. The lock is held, so nobody else
+        takes them."""
+        told = 0
+        with self._apart():
+            while told < most and self._records and self._may_tell(self._records[0]):
+                self._guarded(self._tell, self._records.popleft())
+                told += 1
+        return told
 
-    def _alone(self, tell: Callable[[], None]) -> None:
+    @contextmanager
+    def _apart(self) -> Iterator[None]:
         self._teller = threading.get_ident()
         began_ns = thread_time_ns()
         # Out of the context of whoever drains: its span is not what an exemplar of ours should point at.
@@ -171,13 +172,17 @@ class Finalizer:
         try:
             # a processor or exporter that itself runs a model must not make records of that without end
             with suppress_instrumentation():
-                tell()
-        except Exception:  # noqa: BLE001 - the user's span processors, views and exporters run in there
-            faults.note("telemetry")
+                yield
         finally:
             otel_context.detach(token)
             self._teller = None
             self.busy_ns += thread_time_ns() - began_ns
+
+    def _guarded(self, tell: Callable[..., None], *records: Record) -> None:
+        try:
+            tell(*records)
+        except Exception:  # noqa: BLE001 - the user's span processors, views and exporters run in there
+            faults.note("telemetry")
 
     def _may_tell(self, record: Record) -> bool:
         try:

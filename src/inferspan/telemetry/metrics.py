@@ -56,11 +56,13 @@ class Points:
         self._layer = _Bounded(settings.layers_max)
         self._attributes: dict[tuple[str, str | None, str | None], tuple[dict[str, str], dict[str, str]]] = {}
         replaced = {m.replaces for m in semconv.METRICS.values() if m.replaces} if self._latest else set()
-        self._instruments: dict[str, Any] = {}
+        self._put: dict[str, Callable[[float, Mapping[str, str | int], Context | None], None]] = {}
         for metric in semconv.METRICS.values():
             if metric.source or (metric.opt_in and not self._latest) or metric.name in replaced:
                 continue
-            self._instruments[metric.name] = _create(meter, metric, observe)
+            instrument = _create(meter, metric, observe)
+            if not metric.instrument.startswith("observable"):
+                self._put[metric.name] = _put_into(instrument, metric.instrument)
 
     def tell_inference(self, inference: Inference, figures: Figures) -> None:
         """All points of one finished inference."""
@@ -221,15 +223,22 @@ class Points:
         return dict(found[0]), found[1]
 
     def _add(self, name: str, value: float, attributes: Mapping[str, str | int], context: Context | None) -> None:
-        instrument = self._instruments.get(name)
-        if instrument is not None:
-            attributes = {**attributes, **distributed.attributes()}
-            kind = semconv.METRICS[name].instrument
-            if kind == "histogram":
-                instrument.record(value, attributes, context)
-            else:
-                # no exemplars: the SDK would choose them by the program's own global random stream
-                (instrument.add if kind == "counter" else instrument.set)(value, attributes)
+        put = self._put.get(name)
+        if put is not None:
+            rank = distributed.attributes()
+            put(value, {**attributes, **rank} if rank else attributes, context)
+
+
+def _put_into(instrument: Any, kind: str) -> Callable[[float, Mapping[str, str | int], Context | None], None]:
+    if kind == "histogram":
+        return instrument.record  # type: ignore[no-any-return]
+    put = instrument.set if kind == "gauge" else instrument.add
+
+    def without_exemplar(value: float, attributes: Mapping[str, str | int], context: Context | None) -> None:
+        # the SDK would choose them by the program's own global random stream
+        put(value, attributes)
+
+    return without_exemplar
 
 
 def _create(meter: Meter, metric: semconv.Metric, observe: Callable[[str], Callable[..., Any]]) -> Any:
