@@ -46,8 +46,8 @@ TEXT = "the cat sat on the mat"
 NEW_TOKENS = 32
 
 
-def measure(mode: str, workload: str, calls: int, shape: dict[str, Any]) -> dict[str, float]:
-    """One round in this process; microseconds."""
+def prepare(mode: str, workload: str, shape: dict[str, Any]) -> tuple[Callable[[], Any], Callable[[], Any]]:
+    """The call of a mode in this process, and what flushes what it has told."""
     import torch
 
     torch.set_num_threads(1)
@@ -67,9 +67,15 @@ def measure(mode: str, workload: str, calls: int, shape: dict[str, Any]) -> dict
         import inferspan
 
         inferspan.instrument(tracer_provider=provider, meter_provider=meter_provider)
+    return call, provider.force_flush
+
+
+def measure(mode: str, workload: str, calls: int, shape: dict[str, Any]) -> dict[str, float]:
+    """One round in this process; microseconds."""
+    call, flush = prepare(mode, workload, shape)
     for _ in range(max(20, calls // 8)):
         call()
-    provider.force_flush()
+    flush()
     # one collection of all that importing torch has made takes 200 ms, and would hit one mode and not the other
     gc.collect()
     times = []
@@ -78,7 +84,7 @@ def measure(mode: str, workload: str, calls: int, shape: dict[str, Any]) -> dict
         start = time.perf_counter()
         call()
         times.append(time.perf_counter() - start)
-    provider.force_flush()
+    flush()
     cpu = time.process_time() - cpu
     times.sort()
     return {"p50": times[calls // 2] * 1e6, "p99": times[int(calls * 0.99)] * 1e6, "cpu": cpu / calls * 1e6}
@@ -292,14 +298,14 @@ def main() -> None:
         print(json.dumps(measure(options.mode, options.workload, calls, options.shape)))
         return
     given = ["--workload", options.workload, "--calls", str(calls)]
-    shape = _run("--mode", "shape", *given)
+    shape = run(__file__, "--mode", "shape", *given)
     # it wraps pipelines that generate text, and no others
     seen = importlib.util.find_spec("opentelemetry.instrumentation.transformers") and options.workload == "generate"
     modes = [mode for mode in MODES if mode != "llmetry" or seen]
     found: dict[str, list[dict[str, float]]] = {mode: [] for mode in modes}
     for _ in range(options.rounds):
         for mode in modes:
-            found[mode].append(_run("--mode", mode, "--shape", json.dumps(shape), *given))
+            found[mode].append(run(__file__, "--mode", mode, "--shape", json.dumps(shape), *given))
     figures = {
         mode: {name: _lower_half([one[name] for one in rounds]) for name in FIGURES} for mode, rounds in found.items()
     }
@@ -313,9 +319,10 @@ def main() -> None:
         print("   " + "  ".join(f"{added[mode][name] / added[of][name]:.2f} of {of}" for name, of in against.items()))
 
 
-def _run(*arguments: str) -> Any:
+def run(program: str, *arguments: str) -> Any:
+    """What a mode of a benchmark prints in a process of its own."""
     environ = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-    command = [sys.executable, __file__, *arguments]
+    command = [sys.executable, program, *arguments]
     output = subprocess.run(command, env=environ, check=True, capture_output=True, text=True).stdout
     return json.loads(output.splitlines()[-1])
 
