@@ -2,15 +2,16 @@
 
     python benchmarks/throughput.py [--workload classify|generate] [--threads 8] [--rounds 6] [--seconds 4]
 
-The programs of ``overhead.py`` in fresh processes that take turns, each called from several threads at once. Where the model
-is small the interpreter is what they wait for, so this is the CPU time of ``overhead.py`` in another form. Each figure is
-the mean of the upper half of the rounds.
+The programs of ``overhead.py`` in fresh processes that take turns, each called from several threads, until all is
+flushed. Where the model is small they wait for the interpreter, so this is the CPU time of ``overhead.py`` in another
+form. Each figure is the mean of the upper half of the rounds.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import sys
 import threading
 import time
@@ -64,11 +65,9 @@ def main() -> None:
             given = ["--mode", mode, "--shape", json.dumps(shape), *sys.argv[1:]]
             found[mode].append(overhead.run(__file__, *given))
     print(
-        f"{options.workload}, {options.threads} threads, {options.rounds} rounds of {options.seconds:g} s, calls a second"
+        f"{options.workload}, {options.threads} threads, {options.rounds} rounds of {options.seconds:g} s, calls per s"
     )
-    best = {
-        mode: sum(sorted(rates)[len(rates) // 2 :]) / (len(rates) - len(rates) // 2) for mode, rates in found.items()
-    }
+    best = {mode: statistics.mean(sorted(rates)[len(rates) // 2 :]) for mode, rates in found.items()}
     for mode in modes:
         print(f"{mode:6} {best[mode]:7.1f}  {best[mode] / best['off']:.3f} of off")
 

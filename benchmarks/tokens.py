@@ -3,7 +3,7 @@
     python benchmarks/tokens.py [--rounds 100]
 
 A tiny GPT-2 on one thread generates few tokens and many; the difference of the two is what the tokens in between cost,
-the rest is the generation's. CPU time of the calling thread, in one process: without, with ``floor``, and with inferspan,
+the rest is the generation's. CPU time of the calling thread, in one process: without, with ``floor``, with inferspan,
 in turns. ``floor`` is the least that can be done from Python at the same places: a method in front of
 ``PreTrainedModel.__call__`` that only calls it, and one that reads a clock where the loop asks whether to go on.
 
