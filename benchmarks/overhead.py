@@ -19,7 +19,7 @@ Spans go through a BatchSpanProcessor whose exporter encodes them as OTLP and dr
 and ``p99`` are of single calls on the calling thread; ``cpu`` is process CPU time of the whole loop with the final
 flush, per call, so that work put off to another thread counts too. Each figure is the mean of the lower half of the
 rounds, since noise on a shared machine only adds; what is printed is the difference to ``off`` in microseconds, and its
-ratio to what ``bare`` (for ``cpu``: ``equal``) adds.
+ratio to what ``bare`` adds, or for the ``cpu`` of what tells as much as ``equal``, to that.
 """
 
 from __future__ import annotations

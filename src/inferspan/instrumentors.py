@@ -16,7 +16,7 @@ from inferspan.telemetry.reporter import Reporter
 
 # What is measured by hooks of its own, whichever libraries are instrumented.
 _NEEDED = {"gpu_time": "graphs", "compiles": "compilation"}
-# What may be asked for by name of a module, whatever the settings say.
+# What may be asked for by a call or a setting of its own, or is needed whatever the settings say.
 _ON_REQUEST = {"modules_by_hand", "layers", "parallel", "workers"}
 _PROVIDERS = ("tracer_provider", "meter_provider", "logger_provider")
 _lock = threading.RLock()

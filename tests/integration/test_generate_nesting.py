@@ -6,6 +6,7 @@ import asyncio
 import types
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from time import sleep
 from typing import Any
 
 import pytest
@@ -13,6 +14,8 @@ import torch
 import transformers
 
 import inferspan
+from inferspan import semconv
+from inferspan.instrumentors import InferspanInstrumentor
 from support import tiny
 from support.recorder import FIGURES, MODEL_FACTS, Recorder
 
@@ -260,3 +263,17 @@ def test_block_that_says_its_tokens_wins_over_what_hooks_count_later(recorder: R
     attributes = recorder.attributes("answer")
     assert attributes["gen_ai.usage.input_tokens"] == 100
     assert attributes["gen_ai.usage.output_tokens"] == 200
+
+
+def test_time_of_the_program_before_generate_in_its_phase_is_not_ours(recorder: Recorder) -> None:
+    model = tiny.causal_lm()
+    model.generate(IDS, max_new_tokens=2)
+    inferspan.force_flush()
+    reporter: Any = InferspanInstrumentor._reporter
+    before = reporter.observed()[semconv.OVERHEAD_HOOKS]
+    with inferspan.inference("answer", model=model) as answer, answer.phase("think"):
+        sleep(1.0)
+        model.generate(IDS, max_new_tokens=2)
+    inferspan.force_flush()
+
+    assert 0 < reporter.observed()[semconv.OVERHEAD_HOOKS] - before < 1.0

@@ -1337,3 +1337,24 @@ def test_instrumented_again_records_again(recorder: Recorder) -> None:
     assert again.trees() == [(CLASSIFIER, *ONE)]
     assert recorder.spans() == []
     again.close()
+
+
+def test_inference_that_is_cut_off_while_the_program_gives_the_next_item_has_the_phases_of_those_before(
+    bare_recorder: Recorder,
+) -> None:
+    """Not one more for the look at whether the item before had another chunk."""
+    bare_recorder.instrument()
+    pipe = warm(bare_recorder, chunked(), **LABELS)
+
+    def stream() -> Iterator[str]:
+        yield SENTENCES[0]
+        scope.abandon_open()
+
+    for _ in pipe(stream(), **LABELS):
+        pass
+    inferspan.force_flush()
+
+    (root,) = (span for span in bare_recorder.spans() if span.parent is None)
+    ended = [span for span in bare_recorder.spans() if span.parent is not None]
+    assert root.attributes[semconv.ABANDONED]
+    assert [span.name for span in ended].count("tokenize") == len(LABELS["candidate_labels"])

@@ -33,7 +33,6 @@ import shutil
 import sys
 import threading
 import unicodedata
-import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import IO, Any
@@ -42,7 +41,7 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from opentelemetry.trace import StatusCode
 
-from inferspan import faults, semconv
+from inferspan import faults, forks, semconv
 
 _TRACES_MAX = 128
 _SPANS_MAX = 4096
@@ -76,15 +75,7 @@ class WaterfallSpanExporter(SpanExporter):
         self._width = width
         self._shut_down = False
         self._begin_anew()
-        if hasattr(os, "register_at_fork"):
-            weak_begin = weakref.WeakMethod(self._begin_anew)
-
-            def after_in_child() -> None:
-                begin = weak_begin()
-                if begin is not None:
-                    begin()
-
-            os.register_at_fork(after_in_child=after_in_child)
+        forks.register(after_in_child=self._begin_anew)
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         with self._lock:

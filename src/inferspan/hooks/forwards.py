@@ -289,7 +289,7 @@ def _note_call(
             put(semconv.BATCH_SIZE, batch.rows)
             put(semconv.SEQUENCE_LENGTH, batch.length)
             inference.set(semconv.DEVICE, batch.device)
-        scope.measure(phase, model, None if batch is None else batch.device)
+        scope.measure(phase, model, None if batch is None else batch.device, phase.start_ns)
         scope.note_work(phase, model, args, kwargs)
         phase.in_model = True
     except Exception:  # noqa: BLE001

@@ -43,8 +43,6 @@ _PASSED = {
 }
 _TAKEN: dict[type, tuple[type, ...]] = {int: (int,), float: (int, float), bool: (bool, int), str: (str,)}
 
-_PROPOSING = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit")
-
 
 def _install_utils(module: ModuleType, patches: Patches) -> None:
     patches.wrap(module.GenerationMixin, "generate", _generate)
@@ -210,7 +208,7 @@ def _note_settings(inference: Inference, model: Any, kwargs: dict[str, Any]) -> 
     choices = kwargs.get("num_return_sequences")
     if isinstance(choices, int) and choices != 1:
         inference.set(semconv.CHOICE_COUNT, choices)
-    if any(value is not None for name in _PROPOSING for value in _in_force(name, model, kwargs)):
+    if any(value is not None for name in flops.PROPOSING for value in _in_force(name, model, kwargs)):
         inference.set(semconv.ASSISTED, True)
     if kwargs.get("streamer") is not None:
         inference.stream = True
@@ -239,6 +237,7 @@ def _note_batch(phase: Phase, model: Any, args: tuple[Any, ...], kwargs: dict[st
     inference = phase.inference
     if inference is None:
         return
+    began_ns = perf_counter_ns()
     try:
         inputs = dict(kwargs)
         unnamed = args[0] if args else kwargs.get("inputs")
@@ -251,7 +250,7 @@ def _note_batch(phase: Phase, model: Any, args: tuple[Any, ...], kwargs: dict[st
             phase.set(semconv.BATCH_SIZE, batch.rows)
             phase.set(semconv.SEQUENCE_LENGTH, batch.length)
             inference.set(semconv.DEVICE, batch.device)
-        scope.measure(phase, model, None if batch is None else batch.device)
+        scope.measure(phase, model, None if batch is None else batch.device, began_ns)
     except Exception:  # noqa: BLE001
         faults.note("generation.batch")
 

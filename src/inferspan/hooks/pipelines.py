@@ -190,18 +190,17 @@ def _begin(pipeline: Any, text: str, other: str) -> Phase | None:
 def _next_chunk(phase: Phase, chunks: Generator[Any, Any, Any]) -> Any:
     """The next chunk, inside ``phase``. The step that finds no more of them is no call: its phase is not kept."""
     token = scope.ACTIVE.set(phase)
-    over = False
     try:
         return next(chunks)
     except StopIteration:
-        over = True
+        phase.calls = 1  # as if it had ended: nothing to keep, and nothing to cut off
         raise
     except BaseException as error:
         phase.cut_off(error)
         raise
     finally:
         scope.ACTIVE.reset(token)
-        if not over and phase.inference is not None:
+        if phase.inference is not None:
             phase.inference.end(phase)
 
 
@@ -258,7 +257,7 @@ def _note_batch(phase: Phase, pipeline: Any, inputs: Any) -> None:
         if semconv.DEVICE not in inference.attributes:
             device = getattr(pipeline, "device", None)
             inference.set(semconv.DEVICE, None if device is None else str(device))
-        scope.measure(phase, getattr(pipeline, "model", None), inference.attributes.get(semconv.DEVICE))
+        scope.measure(phase, getattr(pipeline, "model", None), inference.attributes.get(semconv.DEVICE), phase.start_ns)
     except Exception:  # noqa: BLE001
         faults.note("pipelines.batch")
 

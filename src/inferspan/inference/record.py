@@ -35,6 +35,16 @@ if TYPE_CHECKING:
     Attributes = Mapping[str, Any]
 
 _UNREAD_MAX = 64
+_AT_ONCE_NS = 20_000
+
+
+def unix_offset_ns() -> int:
+    """What to add to ``perf_counter_ns`` for the wall clock's time. Read again where another thread ran in between."""
+    for _ in range(4):
+        before, wall, after = perf_counter_ns(), time_ns(), perf_counter_ns()
+        if after - before < _AT_ONCE_NS:
+            break
+    return wall - before
 
 
 class Phase:
@@ -92,7 +102,7 @@ class Lone:
         self.phase = phase
         self.context = context
         self.model = model
-        self.unix_offset_ns = time_ns() - perf_counter_ns()
+        self.unix_offset_ns = unix_offset_ns()
 
     @property
     def end_ns(self) -> int:
@@ -159,7 +169,7 @@ class Inference:
         self.operation = operation
         self.model = model
         self.start_ns = perf_counter_ns()
-        self.unix_offset_ns = time_ns() - self.start_ns
+        self.unix_offset_ns = unix_offset_ns()
         self.last_ns = self.start_ns
         self.phases: list[Phase] = []
         self.phases_max = phases_max
@@ -271,7 +281,8 @@ class Inference:
             add_parts(self.totals, parts_of(unread.pop(0)))
 
     def _add_parts_to_totals(self, phase: Phase, generation: Generation) -> None:
-        totals, first_ns, end_ns = self.phase_totals_ns, generation.first_token_ns, generation.end_ns or phase.end_ns
+        totals = self.phase_totals_ns
+        first_ns, end_ns = generation.until(phase.end_ns)
         if first_ns is None and not phase.is_cut_off:
             return
         totals[semconv.PREFILL] = totals.get(semconv.PREFILL, 0) + (first_ns or end_ns) - generation.start_ns

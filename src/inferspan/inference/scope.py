@@ -2,7 +2,7 @@
 
 ``ACTIVE`` says it. It is ``None`` outside; an :class:`Inference` between phases; a :class:`Phase` inside one, where
 everything nested belongs to that phase and makes no record of its own. ``MUTED`` is a phase of nothing: inside it no
-hook records (a draft model's ``generate``, the generation thread of continuous batching, a DataLoader worker).
+hook records (a draft model's ``generate``, the generation thread of continuous batching).
 
 What is opened here is handed to a :class:`Sink` when it closes. There is one sink while instrumented, none
 otherwise: a wrapper that somebody kept beyond ``uninstrument()`` finds none and passes straight through.
@@ -14,6 +14,7 @@ import itertools
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from contextvars import ContextVar, Token
 from time import perf_counter_ns, sleep
 from typing import TYPE_CHECKING, Any, Protocol
@@ -166,9 +167,9 @@ layers_of: Callable[[Inference, Any], Layers | None] | None = None
 """Finds what records a model's layers in a forward. Set by :mod:`inferspan.hooks.layers`."""
 
 
-def measure(phase: Phase, model: Any, device: str | None) -> None:
+def measure(phase: Phase, model: Any, device: str | None, since_ns: int) -> None:
     """Begin to measure what a forward of ``model`` does, on ``device`` as torch writes it. :meth:`Inference.end` ends
-    it."""
+    it. Hooks have been at work ``since_ns``."""
     inference, sink = phase.inference, _sink
     if inference is None or sink is None:
         return
@@ -192,8 +193,8 @@ def measure(phase: Phase, model: Any, device: str | None) -> None:
     except Exception:  # noqa: BLE001
         faults.note("scope.measure")
     finally:
-        # all that was looked at since the phase began; where it is the inference itself, since that was opened
-        spent = perf_counter_ns() - phase.start_ns
+        spent = perf_counter_ns() - since_ns
+        # where the phase is the inference itself, that it was opened is in there
         inference.hooks_ns = spent if phase is inference.whole else inference.hooks_ns + spent
 
 
@@ -243,13 +244,21 @@ def close(
 
     ``error`` is the exception that ended it; ``failed`` its type alone, where the exception is not at hand.
     """
+    if _may_close(inference):
+        _close(inference, error, failed, end_ns)
+
+
+def _may_close(inference: Inference) -> bool:
     # dict.setdefault is atomic: of a consumer, the garbage collector and interpreter exit only one gets it.
     closer = object()
-    if inference.fork_generation != _fork_generation or vars(inference).setdefault("closer", closer) is not closer:
-        return
+    return inference.fork_generation == _fork_generation and vars(inference).setdefault("closer", closer) is closer
+
+
+def _close(inference: Inference, error: BaseException | None, failed: str | None, end_ns: int | None) -> None:
     try:
         now = perf_counter_ns()
-        inference.end_ns = now if end_ns is None else end_ns
+        with inference.lock:  # from here on no phase of another thread is added
+            inference.end_ns = now if end_ns is None else end_ns
         if inference.cpu_start_ns is not None:
             inference.cpu_time_ns = cpu_time_ns() - inference.cpu_start_ns
         if _memory is not None:
@@ -349,7 +358,7 @@ def end_phase(phase: Phase, model: str | None = None) -> None:
 
 
 def in_worker() -> bool:
-    """Whether this process is a DataLoader worker: it leaves by ``os._exit``, and its spans would be lost."""
+    """Whether this process is a DataLoader worker, whose tokenizer is part of what the parent infers."""
     data = sys.modules.get("torch.utils.data")
     if data is None:
         return False
@@ -367,14 +376,14 @@ def abandon_open() -> None:
     with its last item."""
     found = list(_open.values())
     for inference in found:
-        if "closer" in vars(inference):
+        if not _may_close(inference):
             continue
         inference.abandoned = True
         with inference.lock:  # against a phase that ends just now
             inference.cut_off()
             last = inference._last_phase
             last_ns = inference.last_ns if last is None else max(inference.last_ns, last.end_ns)
-            close(inference, end_ns=None if inference.busy_ns is None else last_ns)
+            _close(inference, None, None, None if inference.busy_ns is None else last_ns)
     deadline_ns = perf_counter_ns() + _CLOSING_NS
     while any(id(inference) in _open for inference in found) and perf_counter_ns() < deadline_ns:
         sleep(0.001)
@@ -405,9 +414,11 @@ def _after_fork_in_child() -> None:
 
 def _before_fork() -> None:
     # A root's ids are made when they are asked for: the child may be in the same trace, so both have to have them.
-    for inference in list(_open.values()):
-        if inference.root is not None:
-            inference.root.get_span_context()
+    # The current one may have ended: a task that was begun in it goes on in its context.
+    for span in (get_current_span(), *(inference.root for inference in list(_open.values()))):
+        with suppress(Exception):  # the current one may be of the program's making
+            if span is not None:
+                span.get_span_context()
 
 
 if hasattr(os, "register_at_fork"):

@@ -64,7 +64,7 @@ _TOP_K = ("num_experts_per_tok", "num_experts_per_token", "num_selected_experts"
 _MATRIX = (("in_features", "out_features"), ("nx", "nf"), ("infeatures", "outfeatures"))
 _MEDIA = ("pixel_values", "input_features", "input_values", "pixel_values_videos", "audio_values")
 _OF_ENCODERS = frozenset(("input_ids", "attention_mask", "token_type_ids"))
-_PROPOSING = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit")
+PROPOSING = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit")
 _GROWING_CACHES = (None, "dynamic", "dynamic_full", "offloaded", "quantized")
 # Others (torchao's, DTensor) do not tell by shape and dtype how many bytes they take here.
 _PLAIN_TENSORS = frozenset(("Parameter", "Tensor", "Params4bit", "Int8Params"))
@@ -109,7 +109,7 @@ def read_work(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Work | None:
         keep=shapes["logits_to_keep"][0] if "logits_to_keep" in shapes else _int(kwargs.get("logits_to_keep")),
         cached=setting("use_cache") is not False,
         chunk=_int(setting("prefill_chunk_size")),
-        assisted=any(setting(name) is not None for name in _PROPOSING),
+        assisted=any(setting(name) is not None for name in PROPOSING),
     )
 
 

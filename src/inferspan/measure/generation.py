@@ -75,6 +75,11 @@ class Generation:
         self._in_first_step = False
         self._last_ns = self.last_token_ns = now
 
+    def until(self, end_ns: int) -> tuple[int | None, int]:
+        """When the first token came and when the generation ended. One whose phase was cut off goes on beyond it."""
+        first_ns = self.first_token_ns
+        return None if first_ns is None or first_ns > end_ns else first_ns, min(self.end_ns or end_ns, end_ns)
+
     def time_per_step_ns(self) -> float | None:
         """Mean time of the steps after the first; ``None`` with fewer than two."""
         if self.first_token_ns is None or self.last_token_ns is None or self.steps < 2:

@@ -18,9 +18,7 @@ A fork waits for the record that is being told: the SDK's locks that are held me
 
 from __future__ import annotations
 
-import os
 import threading
-import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -30,7 +28,7 @@ from opentelemetry import context as otel_context
 from opentelemetry.context import Context
 from opentelemetry.instrumentation.utils import suppress_instrumentation
 
-from inferspan import faults
+from inferspan import faults, forks
 from inferspan.inference.record import Inference, Lone
 
 Record = Inference | Lone
@@ -62,6 +60,7 @@ class Finalizer:
         self._telling = threading.RLock()
         self._teller: int | None = None
         self._forker: int | None = None
+        self._fork_waits = False
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._no_thread_until = 0.0
@@ -70,12 +69,11 @@ class Finalizer:
         """CPU time spent in telling."""
         self.most_waiting = 0
         """Most records that were in the queue at once."""
-        if hasattr(os, "register_at_fork"):
-            os.register_at_fork(
-                before=weakly(self._before_fork),
-                after_in_parent=weakly(self._after_fork_in_parent),
-                after_in_child=weakly(self._after_fork_in_child),
-            )
+        forks.register(
+            before=self._before_fork,
+            after_in_parent=self._after_fork_in_parent,
+            after_in_child=self._after_fork_in_child,
+        )
 
     def submit(self, record: Record) -> None:
         """Take a finished record."""
@@ -107,21 +105,22 @@ class Finalizer:
             return True  # a span processor that flushes from inside on_end: what it waits for is this very call
         deadline = monotonic() + timeout_s
         waiting = len(self._records)
-        if not self._telling.acquire(timeout=max(0.0, timeout_s)):
-            return False
-        try:
-            while self._records and waiting > 0:
-                if monotonic() > deadline:
-                    return False
-                told = self._tell_next(1)
-                waiting -= told
-                if not told:
-                    sleep(_PAUSE_S)
-            with self._apart():
-                self._guarded(self._tell_dropped)
-            return True
-        finally:
-            self._telling.release()
+        while self._telling.acquire(timeout=max(0.0, deadline - monotonic())):
+            try:
+                while waiting > 0 and self._records:
+                    if monotonic() > deadline:
+                        return False
+                    told = self._tell_next(1)
+                    if not told:
+                        break
+                    waiting -= told
+                else:
+                    self._tell_next(0)
+                    return True
+            finally:
+                self._telling.release()
+            sleep(_PAUSE_S)  # without the lock: a fork need not wait for a device
+        return False
 
     def is_used(self) -> bool:
         """Whether anything has been recorded in this process."""
@@ -154,13 +153,14 @@ class Finalizer:
             sleep(_PAUSE_S)
 
     def _tell_next(self, most: int) -> int:
-        """Tell the first records, up to the first that has to wait; how many it were. The lock is held, so nobody else
-        takes them."""
+        """Tell the first records, up to the first that has to wait, and what was dropped; how many it were. The lock is
+        held, so nobody else takes them."""
         told = 0
         with self._apart():
-            while told < most and self._records and self._may_tell(self._records[0]):
+            while told < most and not self._fork_waits and self._records and self._may_tell(self._records[0]):
                 self._guarded(self._tell, self._records.popleft())
                 told += 1
+            self._guarded(self._tell_dropped)
         return told
 
     @contextmanager
@@ -181,7 +181,10 @@ class Finalizer:
     def _guarded(self, tell: Callable[..., None], *records: Record) -> None:
         try:
             tell(*records)
-        except Exception:  # noqa: BLE001 - the user's span processors, views and exporters run in there
+        except BaseException as error:  # the user's span processors, views and exporters run in there
+            # what is no mere exception is for whoever drains; on our thread it is for nobody, and would end it
+            if not isinstance(error, Exception) and threading.current_thread() is not self._thread:
+                raise
             faults.note("telemetry")
 
     def _may_tell(self, record: Record) -> bool:
@@ -192,8 +195,10 @@ class Finalizer:
             return True
 
     def _before_fork(self) -> None:
+        self._fork_waits = True
         if self._telling.acquire(timeout=_FORK_WAIT_S):  # a processor that blocks does not block the fork
             self._forker = threading.get_ident()
+        self._fork_waits = False
 
     def _after_fork_in_parent(self) -> None:
         if self._forker == threading.get_ident():
@@ -205,18 +210,7 @@ class Finalizer:
         self._records = deque()
         self._telling = threading.RLock()
         self._teller = self._forker = None
+        self.busy_ns = self.most_waiting = 0
         self._no_thread_until = 0.0
         self._stop = threading.Event() if not self._stop.is_set() else self._stop
         self._thread = None
-
-
-def weakly(method: Callable[[], None]) -> Callable[[], None]:
-    """The method, as long as its owner lives: what is registered for forks cannot be taken back."""
-    reference = weakref.WeakMethod(method)
-
-    def call() -> None:
-        alive = reference()
-        if alive is not None:
-            alive()
-
-    return call

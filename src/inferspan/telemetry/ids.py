@@ -13,10 +13,11 @@ from __future__ import annotations
 
 import os
 import random
-import weakref
 
 from opentelemetry.sdk.trace.id_generator import IdGenerator
 from opentelemetry.trace import INVALID_SPAN_ID, INVALID_TRACE_ID
+
+from inferspan import forks
 
 _SEED_BYTES = 32
 
@@ -26,16 +27,7 @@ class IndependentIdGenerator(IdGenerator):
 
     def __init__(self) -> None:
         self._reseed()
-        if hasattr(os, "register_at_fork"):
-            # Held weakly, since a registration cannot be taken back.
-            weak_reseed = weakref.WeakMethod(self._reseed)
-
-            def after_in_child() -> None:
-                reseed = weak_reseed()
-                if reseed is not None:
-                    reseed()
-
-            os.register_at_fork(after_in_child=after_in_child)
+        forks.register(after_in_child=self._reseed)
 
     def generate_span_id(self) -> int:
         span_id = self._draw(64)

@@ -50,10 +50,13 @@ class Providers:
         self._writer = TracerWriter(trace.NoOpTracer())
         self._processors: object = None
         self._versions: dict[str, str] = {}
+        self._is_released = False
 
     def writer(self) -> TracerWriter:
         """What writes our spans, of the provider in force now. Also notices a new meter provider, for the sake of the
         exit."""
+        if self._is_released:  # of a record that was being told
+            return self._writer
         provider = self._given_tracer_provider or trace.get_tracer_provider()
         meter_provider = self._given_meter_provider or metrics.get_meter_provider()
         if meter_provider is not self._seen_meter_provider:
@@ -70,7 +73,7 @@ class Providers:
     def new_meter(self) -> metrics.Meter | None:
         """Our meter if the meter provider is another than at the last call, else ``None``."""
         provider = self._given_meter_provider or metrics.get_meter_provider()
-        if provider is self._meter_provider:
+        if provider is self._meter_provider or self._is_released:
             return None
         self._meter_provider = provider
         return provider.get_meter(SCOPE, __version__, semconv.SCHEMA_URL)
@@ -110,6 +113,7 @@ class Providers:
 
     def release(self) -> None:
         """Take our processor out again and forget the providers."""
+        self._is_released = True
         atexit.unregister(self._at_exit)
         provider: Any = self._tracer_provider
         processors = _processors(provider)
@@ -147,7 +151,8 @@ class Providers:
     def _run_last_registered(self) -> None:
         # Exit handlers run in reverse order: ours must come before the one that this provider has registered.
         atexit.unregister(self._at_exit)
-        atexit.register(self._at_exit)
+        if not self._is_released:
+            atexit.register(self._at_exit)
 
 
 class _DrainFirst(SpanProcessor):
@@ -168,7 +173,8 @@ class _DrainFirst(SpanProcessor):
         thread, wait for ourselves."""
 
         def force_flush(timeout_millis: int = 30000) -> bool:
-            return self.force_flush(timeout_millis) and type(group).force_flush(group, timeout_millis)
+            drained = self.force_flush(timeout_millis)
+            return type(group).force_flush(group, timeout_millis) and drained
 
         def shutdown() -> None:
             self.shutdown()

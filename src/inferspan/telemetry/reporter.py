@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
 from opentelemetry import _logs, metrics, trace
 from opentelemetry.metrics import CallbackOptions, Observation
 
-from inferspan import devices, faults, semconv
+from inferspan import devices, faults, forks, semconv
 from inferspan.devices.meter import Meter
 from inferspan.devices.nvml import Nvml
 from inferspan.inference import distributed, scope
@@ -20,7 +21,7 @@ from inferspan.measure import figures
 from inferspan.measure.figures import Figures, Growth
 from inferspan.measure.leaks import ALLOCATOR, RESIDENT, Leaks
 from inferspan.telemetry import devices as device_instruments
-from inferspan.telemetry.finalizer import Finalizer, weakly
+from inferspan.telemetry.finalizer import Finalizer
 from inferspan.telemetry.metrics import Points
 from inferspan.telemetry.providers import Providers
 from inferspan.telemetry.spans import content_attributes, start_root, tell_inference, tell_lone
@@ -34,7 +35,15 @@ if TYPE_CHECKING:
 
 _COLLECT_TIMEOUT_S = 5.0
 
+
+@dataclass(slots=True)
+class _Spent:
+    hooks_ns: int = 0
+    finalizer_ns: int = 0
+
+
 _current: Reporter | None = None
+_spent_before = _Spent()  # by reporters that are closed: a counter never goes back
 
 
 class Reporter:
@@ -72,8 +81,7 @@ class Reporter:
         self._bind_meter()
         if settings.content_in_events:
             self._providers.logger()
-        if hasattr(os, "register_at_fork"):
-            os.register_at_fork(after_in_child=weakly(self._after_fork_in_child))
+        forks.register(after_in_child=self._after_fork_in_child)
 
     def start_root(self, inference: Inference, context: Context) -> Span:
         self._finalizer.ensure_running()
@@ -99,7 +107,8 @@ class Reporter:
         """Tell everything finished, and have the providers flush: at most ``timeout_s`` for each."""
 
         def flush() -> bool:
-            return self._finalizer.drain(timeout_s) and self._providers.flush(timeout_s)
+            drained = self._finalizer.drain(timeout_s)
+            return self._providers.flush(timeout_s) and drained
 
         # a span processor that flushes from inside on_end holds what the other thread would wait for
         return flush() if self._finalizer.tells_here() else _in_time(flush, 2 * timeout_s)
@@ -112,8 +121,8 @@ class Reporter:
         """What is true now, by the name of its metric."""
         return {
             semconv.ACTIVE_INFERENCES: scope.open_count(),
-            semconv.OVERHEAD_HOOKS: self._hooks_ns * 1e-9,
-            semconv.OVERHEAD_FINALIZER: self._finalizer.busy_ns * 1e-9,
+            semconv.OVERHEAD_HOOKS: (_spent_before.hooks_ns + self._hooks_ns) * 1e-9,
+            semconv.OVERHEAD_FINALIZER: (_spent_before.finalizer_ns + self._finalizer.busy_ns) * 1e-9,
             semconv.OVERHEAD_QUEUE: self._finalizer.most_waiting,
         }
 
@@ -129,6 +138,9 @@ class Reporter:
         self.sampler.stop()
         if self._meter is not None:
             self._meter.stop()
+        _spent_before.hooks_ns += self._hooks_ns
+        _spent_before.finalizer_ns += self._finalizer.busy_ns
+        self._hooks_ns = self._finalizer.busy_ns = 0
         if _current is self:
             _current = None
 
@@ -205,7 +217,6 @@ class Reporter:
                 points.tell_lone(record)
             else:
                 points.tell_inference(record, found or Figures())
-            self._tell_dropped()
         except Exception:  # noqa: BLE001 - a user's view or exemplar filter
             faults.note("telemetry.metrics")
 
@@ -229,6 +240,7 @@ class Reporter:
     def _after_fork_in_child(self) -> None:
         # The parent tells its own counts and points.
         self._dropped_told = self._dropped()
+        self._hooks_ns = _spent_before.hooks_ns = _spent_before.finalizer_ns = 0
         self._providers.forget_points()
 
     def _tell_event(self, inference: Inference) -> None:
@@ -270,7 +282,8 @@ def _observe(name: str, options: CallbackOptions) -> Iterable[Observation]:
     reporter = _current
     if reporter is None:
         return
-    reporter.drain(min(_COLLECT_TIMEOUT_S, reporter.settings.flush_timeout))
+    if name == semconv.ACTIVE_INFERENCES:  # which is asked first: once a collection
+        reporter.drain(min(_COLLECT_TIMEOUT_S, reporter.settings.flush_timeout))
     yield Observation(reporter.observed()[name], distributed.attributes())
 
 

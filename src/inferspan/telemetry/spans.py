@@ -74,9 +74,8 @@ def tell_lone(writer: TracerWriter, lone: Lone) -> None:
 def time_to_first_token_ns(inference: Inference) -> int | None:
     """From the start of the inference to its first token."""
     generation = inference.generation
-    if generation is None or generation.first_token_ns is None:
-        return None
-    return generation.first_token_ns - inference.start_ns
+    first_ns = None if generation is None else generation.until(inference.end_ns or inference.start_ns)[0]
+    return None if first_ns is None else first_ns - inference.start_ns
 
 
 def time_per_output_token_s(inference: Inference) -> float | None:
@@ -118,8 +117,7 @@ def _tell_generation(
     measured: dict[str, dict[str, Any]],
     context: Context,
 ) -> None:
-    end_ns = generation.end_ns or phase.end_ns
-    first_ns = generation.first_token_ns
+    first_ns, end_ns = generation.until(phase.end_ns)
     if first_ns is None and not phase.is_cut_off:
         return  # a decoding loop of the program's own that never asks whether to go on: nothing tells its steps
     prefill = measured.get(semconv.PREFILL, {})

@@ -132,25 +132,25 @@ class _Live(Span):
         self._end_time = None
         self.asked = asked
 
-    @property
-    def decision(self) -> _Decision:
+    def decided(self) -> _Decision:
+        """What the sampler has said, now that somebody wants to know."""
         found: _Decision | None = vars(self).get("_decision")
         # dict.setdefault is atomic: of two threads both get the first's
         return found or vars(self).setdefault("_decision", self._writer.decide(self._name, self._above, self.asked))
 
     @property
     def _context(self) -> SpanContext:  # type: ignore[override]
-        return self.decision.context
+        return self.decided().context
 
     @property
     def _parent(self) -> SpanContext | None:  # type: ignore[override]
-        return self.decision.parent
+        return self.decided().parent
 
     def is_recording(self) -> bool:
-        return self.decision.is_sampled and super().is_recording()
+        return self.decided().is_sampled and super().is_recording()
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
+        if name.startswith("__") or hasattr(type(self), name):  # what is ours and failed would be asked without end
             raise AttributeError(name)
         whole = object.__new__(Span)
         tracer = self._writer._tracer
@@ -194,7 +194,7 @@ class DirectWriter(TracerWriter):
         live = _Live(self, name, context, start_ns, attributes)
         if self._may_wait:
             return live
-        told = live.decision.attributes
+        told = live.decided().attributes
         if told and len(told) > len(attributes):
             live.set_attributes({name: value for name, value in told.items() if name not in attributes})
         return live
@@ -216,7 +216,7 @@ class DirectWriter(TracerWriter):
         if type(root) is not _Live:
             super().end(root, attributes, events, status, end_ns)
             return
-        if not root.decision.is_sampled:
+        if not root.decided().is_sampled:
             return
         facts: dict[str, Any]
         if root.is_untouched:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import threading
 from collections.abc import Callable
@@ -103,7 +104,7 @@ def test_drain_out_of_time_says_so_and_loses_nothing(monkeypatch: pytest.MonkeyP
     for name in ("a", "b", "c", "d", "e"):
         finalizer.submit(inference(name))
 
-    assert finalizer.drain(2) is False
+    assert finalizer.drain(3) is False
     assert told.names == ["a", "b"]
     assert finalizer.drain(100) is True
     assert told.names == ["a", "b", "c", "d", "e"]
@@ -542,3 +543,63 @@ def test_record_of_which_readiness_cannot_be_told_is_told_at_once(monkeypatch: p
     assert finalizer.drain(5) is True
     assert told.names == ["any"]
     assert faults.counts() == {"telemetry.ready": 1}
+
+
+@pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt, asyncio.CancelledError])
+def test_thread_outlives_what_is_no_mere_exception(error: type[BaseException], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(faults, "reraise", False)
+    monkeypatch.setattr(faults, "_counts", {})
+    told = Told()
+    told.expected = 2
+
+    def tell(record: Record) -> None:
+        told(record)
+        if told.names == ["raises"]:
+            raise error
+
+    finalizer = Finalizer(tell, 100)
+    for name in ("raises", "another"):
+        finalizer.submit(inference(name))
+    finalizer.ensure_running()
+    try:
+        assert told.enough.wait(30)
+    finally:
+        finalizer.stop(10)
+    assert faults.counts() == {"telemetry": 1}
+
+
+def test_drain_hands_what_is_no_mere_exception_to_the_program() -> None:
+    def tell(record: Record) -> None:
+        raise KeyboardInterrupt
+
+    finalizer = Finalizer(tell, 100)
+    finalizer.submit(inference("interrupted"))
+
+    with pytest.raises(KeyboardInterrupt):
+        finalizer.drain(10)
+    assert not finalizer.tells_here()
+
+
+@needs_fork
+def test_fork_waits_for_one_record_of_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(finalizer_module, "_FORK_WAIT_S", 60.0)
+    lock = threading.Lock()
+    told = Told()
+    begun = threading.Event()
+
+    def tell(record: Record) -> None:
+        with lock:
+            begun.set()
+            sleep(0.02)
+            told(record)
+
+    finalizer = Finalizer(tell, 1000)
+    for number in range(200):
+        finalizer.submit(inference(str(number)))
+    thread = threading.Thread(target=finalizer.drain, args=(60,))
+    thread.start()
+    begun.wait()
+
+    assert in_child(lambda: (lock.locked(), len(told.names) < 100)) == "(False, True)"
+    thread.join()
+    assert len(told.names) == 200

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -23,7 +24,11 @@ from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
 from opentelemetry.util._once import Once
 
 import inferspan
+from inferspan import semconv
+from inferspan.inference.record import Inference
+from inferspan.instrumentors import InferspanInstrumentor
 from inferspan.telemetry.providers import _DrainFirst
+from inferspan.telemetry.reporter import Reporter
 from support.recorder import Recorder
 
 try:
@@ -458,3 +463,41 @@ def test_exit_of_the_program_exports_phases_outside_of_any_inference(ways: str) 
     done = subprocess.run([sys.executable, "-c", PROGRAM + ways], capture_output=True, text=True, check=True)
 
     assert done.stdout == "span tokenize\n"
+
+
+def test_record_that_is_told_after_uninstrument_brings_nothing_back(bare_recorder: Recorder) -> None:
+    bare_recorder.instrument()
+    reporter: Any = InferspanInstrumentor._reporter
+    inferspan.uninstrument()
+    before = processors(bare_recorder.tracer_provider)
+    told = Inference("late", "work", None, 64)
+    told.end_ns = told.start_ns + 1
+    reporter._tell(told)
+
+    assert processors(bare_recorder.tracer_provider) == before
+    assert not any(isinstance(processor, _DrainFirst) for processor in before)
+
+
+def test_collection_drains_once(recorder: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
+    drained: list[float] = []
+    drain = Reporter.drain
+    monkeypatch.setattr(Reporter, "drain", lambda self, timeout_s: drained.append(timeout_s) or drain(self, timeout_s))
+    recorder.reader.get_metrics_data()
+
+    assert len(drained) == 1
+
+
+def test_own_cost_never_goes_back(bare_recorder: Recorder) -> None:
+    names = (semconv.OVERHEAD_HOOKS, semconv.OVERHEAD_FINALIZER)
+    found = []
+    for _ in range(3):
+        bare_recorder.instrument()
+        work()
+        inferspan.force_flush()
+        reporter: Any = InferspanInstrumentor._reporter
+        found.append([reporter.observed()[name] for name in names])
+        inferspan.uninstrument()
+
+    assert all(
+        0 < first < then for earlier, later in pairwise(found) for first, then in zip(earlier, later, strict=True)
+    )

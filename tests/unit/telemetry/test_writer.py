@@ -315,3 +315,17 @@ def test_root_that_is_not_sampled_takes_what_the_program_sets_and_is_never_told(
     assert not root.is_recording()
     assert not root.get_span_context().trace_flags.sampled
     assert exporter.get_finished_spans() == ()
+
+
+def test_sampler_that_fails_as_if_an_attribute_were_missing_is_asked_once() -> None:
+    class Failing(Looking):
+        def should_sample(self, *args: Any, **kwargs: Any) -> SamplingResult:
+            super().should_sample()
+            raise AttributeError("of the sampler")
+
+    failing = Failing()
+    writer = writer_of(provider(sampler=ParentBased(failing)).get_tracer("test"))
+
+    with pytest.raises(AttributeError, match="of the sampler"):
+        writer.start("root", Context(), {}, 1)
+    assert failing.asked == 1
