@@ -11,7 +11,7 @@ nothing depends on the thread being alive: after a fork, or where no thread can 
 A record whose device is still at work waits for it, and those behind it too: nothing here waits *for* the device, it
 only comes back later. After some seconds it is told without what the device would have said.
 
-A full queue drops children and counts them; eight times as long, where nobody empties it, it drops and counts roots.
+A full queue drops children and counts them; four times as long, where nobody empties it, it drops and counts roots.
 
 A fork waits for the record that is being told: the SDK's locks that are held meanwhile would stay held in the child.
 """
@@ -38,7 +38,7 @@ _IDLE_MIN_S = 0.02
 _IDLE_MAX_S = 0.32
 _PORTION = 8
 _PATIENCE_NS = 5 * 10**9
-_ROOTS_MAX = 8  # times the queue's length
+_ROOTS_MAX = 4  # times the queue's length
 _FORK_WAIT_S = 0.5
 
 

@@ -96,3 +96,21 @@ def test_generation_of_many_steps_keeps_few_and_spread_over_all(
     assert all(stride <= gap < 2 * stride for gap in gaps)
     assert steps.intervals_ns[0] < stride
     assert steps.intervals_ns[-1] >= count - stride
+
+
+@pytest.mark.parametrize(
+    ("first", "ended", "until", "told"),
+    [
+        pytest.param(3, 9, 10, (3, 9), id="whole"),
+        pytest.param(None, None, 10, (None, 10), id="before its first token"),
+        pytest.param(3, 20, 10, (3, 10), id="that decodes on after its phase was cut off"),
+        pytest.param(15, 20, 10, (None, 10), id="whose first token comes after its phase was cut off"),
+    ],
+)
+def test_generation_until_the_end_of_its_phase(
+    first: int | None, ended: int | None, until: int, told: tuple[int | None, int]
+) -> None:
+    generation = Generation()
+    generation.first_token_ns, generation.end_ns = first, ended
+
+    assert generation.until(until) == told

@@ -217,13 +217,13 @@ def test_queue_that_is_full_keeps_roots_without_their_children_and_counts() -> N
 def test_queue_that_nobody_empties_drops_roots_too_and_counts() -> None:
     told = Told()
     finalizer = Finalizer(told, 2)
-    for number in range(20):
+    for number in range(12):
         finalizer.submit(inference(str(number), phases=3))
 
-    # two with their children, fourteen without, four not at all
-    assert finalizer.children_dropped == 14 * 3 + 4 * (1 + 3)
+    # two with their children, six without, four not at all
+    assert finalizer.children_dropped == 6 * 3 + 4 * (1 + 3)
     finalizer.drain(10)
-    assert told.names == [str(number) for number in range(16)]
+    assert told.names == [str(number) for number in range(8)]
 
 
 def test_drain_tells_what_was_dropped_also_where_nothing_is_queued() -> None:
