@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
 import threading
 from collections.abc import Collection
@@ -20,6 +21,15 @@ _NEEDED = {"gpu_time": "graphs", "compiles": "compilation"}
 _ON_REQUEST = {"modules_by_hand", "layers", "parallel", "workers"}
 _PROVIDERS = ("tracer_provider", "meter_provider", "logger_provider")
 _lock = threading.RLock()
+
+
+def _renew_lock() -> None:
+    global _lock
+    _lock = threading.RLock()  # a thread that is not in the forked child may hold it
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_lock)
 
 
 class InferspanInstrumentor(BaseInstrumentor):  # type: ignore[misc]  # its module is untyped

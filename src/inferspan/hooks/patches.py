@@ -14,6 +14,8 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
+from inferspan import forks
+
 _MISSING: Any = object()
 
 
@@ -24,7 +26,8 @@ class Patches:
     def __init__(self) -> None:
         self._done: list[tuple[weakref.ref[type | ModuleType], str, weakref.ref[Any]]] = []
         self._at_undo: list[Callable[[], None]] = []
-        self._lock = threading.Lock()
+        self._renew_lock()
+        forks.register(after_in_child=self._renew_lock)
 
     def wrap(
         self, owner: type | ModuleType, name: str, make: Callable[[Callable[..., Any]], Callable[..., Any]]
@@ -85,6 +88,10 @@ class Patches:
             for done in [done for done in self._done if done[0]() is owner and done[1] == name]:
                 self._done.remove(done)
                 self._put_back(*done)
+
+    def _renew_lock(self) -> None:
+        # a thread that is not in the forked child may hold it: one that calls a class of pipelines first
+        self._lock = threading.Lock()
 
     def _set(
         self,

@@ -6,6 +6,7 @@ import copy
 import functools
 import gc
 import inspect
+import os
 import pickle
 import threading
 import weakref
@@ -359,3 +360,31 @@ def test_wrapping_from_many_threads_wraps_once(patches: Patches) -> None:
     Base().run("a")
 
     assert CALLS == ["run"]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the platform has no fork")
+def test_fork_while_another_thread_patches_leaves_no_lock_held_in_the_child(patches: Patches) -> None:
+    held, forked = threading.Event(), threading.Event()
+
+    def make(original: Callable[..., Any]) -> Callable[..., Any]:
+        held.set()
+        assert forked.wait(60)
+        return lambda self, text: "patched"
+
+    class Other(Base):
+        def run(self, text: str, *, times: int = 2) -> str:
+            return text
+
+    thread = threading.Thread(target=patches.wrap, args=(Base, "run", make))
+    thread.start()
+    assert held.wait(60)
+    child = os.fork()
+    if child == 0:
+        worker = threading.Thread(target=patches.wrap, args=(Other, "run", lambda original: original), daemon=True)
+        worker.start()
+        worker.join(30)
+        os._exit(worker.is_alive())
+    forked.set()
+    thread.join()
+
+    assert os.waitpid(child, 0)[1] == 0
