@@ -244,10 +244,10 @@ Blocks.go_on.set()
 """
     ran = both(tmp_path, code)
 
-    # one is being told, two wait whole, fourteen alone, the other fourteen and all their children not at all
-    assert set(ran.exported(None)) == set(range(17))
-    assert [len(ran.spans("answer")), len(ran.spans("think"))] == [17, 3]
-    assert dropped(ran) == {"queue_full": 14 + 14 * 2}
+    # one is being told, two wait whole, six alone, the other 22 and all their children not at all
+    assert set(ran.exported(None)) == set(range(9))
+    assert [len(ran.spans("answer")), len(ran.spans("think"))] == [9, 3]
+    assert dropped(ran) == {"queue_full": 6 + 22 * 2}
 
 
 @pytest.mark.promise("more children than `children_max`", "the rest is counted, on the root and as `children_max`")
