@@ -26,6 +26,7 @@ from opentelemetry.sdk.trace import (
 )
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcessor
 from opentelemetry.trace import (
+    INVALID_SPAN_CONTEXT,
     NonRecordingSpan,
     SpanContext,
     SpanKind,
@@ -38,7 +39,7 @@ from opentelemetry.trace import (
 from opentelemetry.trace import Span as ApiSpan
 from opentelemetry.trace import Tracer as ApiTracer
 
-from inferspan import semconv
+from inferspan import faults, semconv
 from inferspan.telemetry.ids import IndependentIdGenerator
 
 if TYPE_CHECKING:
@@ -119,6 +120,9 @@ class _Decision(NamedTuple):
     attributes: Attributes | None
 
 
+_UNDECIDED = _Decision(INVALID_SPAN_CONTEXT, None, False, None)
+
+
 class _Live(Span):
     """A root while it runs: a span of the SDK, of which most programs need nothing. Its ids and the sampler's decision
     are made when something asks for them, or when it is told; the rest, where something is set on it or read. What the
@@ -135,8 +139,15 @@ class _Live(Span):
     def decided(self) -> _Decision:
         """What the sampler has said, now that somebody wants to know."""
         found: _Decision | None = vars(self).get("_decision")
-        # dict.setdefault is atomic: of two threads both get the first's
-        return found or vars(self).setdefault("_decision", self._writer.decide(self._name, self._above, self.asked))
+        if found is None:
+            try:
+                found = self._writer.decide(self._name, self._above, self.asked)
+            except Exception:  # noqa: BLE001 - a parent of the program's making; and it is the program that asks
+                faults.note("writer.decide")
+                found = _UNDECIDED
+            # dict.setdefault is atomic: of two threads both get the first's
+            found = vars(self).setdefault("_decision", found)
+        return found
 
     @property
     def _context(self) -> SpanContext:  # type: ignore[override]
@@ -150,7 +161,7 @@ class _Live(Span):
         return self.decided().is_sampled and super().is_recording()
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") or hasattr(type(self), name):  # what is ours and failed would be asked without end
+        if name.startswith("__"):
             raise AttributeError(name)
         whole = object.__new__(Span)
         tracer = self._writer._tracer
@@ -194,7 +205,8 @@ class DirectWriter(TracerWriter):
         live = _Live(self, name, context, start_ns, attributes)
         if self._may_wait:
             return live
-        told = live.decided().attributes
+        vars(live)["_decision"] = decision = self.decide(name, context, attributes)
+        told = decision.attributes
         if told and len(told) > len(attributes):
             live.set_attributes({name: value for name, value in told.items() if name not in attributes})
         return live

@@ -34,6 +34,7 @@ from opentelemetry.sdk.trace.sampling import (
 from opentelemetry.trace import SpanContext, Status, StatusCode, TraceFlags, set_span_in_context
 from opentelemetry.trace.span import TraceState
 
+from inferspan import faults
 from inferspan.telemetry.ids import IndependentIdGenerator
 from inferspan.telemetry.writer import DirectWriter, TracerWriter, writer_of
 
@@ -329,3 +330,21 @@ def test_sampler_that_fails_as_if_an_attribute_were_missing_is_asked_once() -> N
     with pytest.raises(AttributeError, match="of the sampler"):
         writer.start("root", Context(), {}, 1)
     assert failing.asked == 1
+
+
+def test_root_below_a_span_that_fails_when_asked_is_not_sampled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The program asks for the current span, and gets one."""
+    monkeypatch.setattr(faults, "reraise", False)
+    monkeypatch.setattr(faults, "_counts", {})
+
+    class Failing(trace.NonRecordingSpan):
+        def get_span_context(self) -> SpanContext:
+            raise AttributeError("of the program")
+
+    above = set_span_in_context(Failing(trace.INVALID_SPAN_CONTEXT), Context())
+    made = provider(id_generator=IndependentIdGenerator())
+    root = writer_of(made.get_tracer("test")).start("root", above, {}, 1)
+
+    assert not root.get_span_context().is_valid
+    assert not root.is_recording()
+    assert faults.counts() == {"writer.decide": 1}
