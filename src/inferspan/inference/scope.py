@@ -142,9 +142,10 @@ def open_inference(
             inference.cold = facts.take_cold()
             if inference.cold and facts.load_ns is None and model is not None:
                 inference.attributes.update(describe(model, facts))
-        if _memory is not None:
+        memory = _memory  # uninstrument() may come in between
+        if memory is not None:
             inference.cpu_start_ns = cpu_time_ns()
-            inference.memory_start_bytes = _memory.recent_bytes(inference.start_ns)
+            inference.memory_start_bytes = memory.recent_bytes(inference.start_ns)
         inference.parent = otel_context.get_current() if parent is None else parent
         inference.root = sink.start_root(inference, inference.parent)
         inference.context = set_span_in_context(inference.root, inference.parent)
@@ -261,8 +262,9 @@ def _close(inference: Inference, error: BaseException | None, failed: str | None
             inference.end_ns = now if end_ns is None else end_ns
         if inference.cpu_start_ns is not None:
             inference.cpu_time_ns = cpu_time_ns() - inference.cpu_start_ns
-        if _memory is not None:
-            inference.memory_bytes = _memory.recent_bytes(inference.end_ns)
+        memory = _memory
+        if memory is not None:
+            inference.memory_bytes = memory.recent_bytes(inference.end_ns)
         inference.is_alone = inference.is_alone and inference.serial == _last_serial
         inference.open_after = len(_open) - 1
         if inference.whole is not None and inference.whole.watch is not None:

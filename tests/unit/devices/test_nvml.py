@@ -448,7 +448,8 @@ def test_nothing_is_called_or_imported_at_import_and_instrument(driver: FakeDriv
         "assert 'pynvml' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code], env={**os.environ, **driver.environment}, check=True)
-    assert driver.calls_by_process() == []
+    own = str(os.getpid())  # in which an earlier test may have left something to the garbage collector
+    assert [call for call in driver.calls_by_process() if call[0] != own] == []
 
 
 def test_structs_of_the_stub_are_as_large_as_those_of_pynvml(driver: FakeDriver) -> None:
