@@ -228,7 +228,7 @@ class Model:
             if steps == 0:
                 below: tuple[str, ...] = (f"prefill{end}",)
             elif steps == 1:
-                below = ("prefill", f"decode{end}") if told else ("prefill",)
+                below = ("prefill", f"decode{end}") if failed else ("prefill",)
             else:
                 below = ("prefill", f"decode{end}")
             into.add("forward", failed, below)

@@ -210,6 +210,7 @@ class Finalizer:
         self._records = deque()
         self._telling = threading.RLock()
         self._teller = self._forker = None
+        self._fork_waits = False  # for another thread, which is not here
         self.busy_ns = self.most_waiting = 0
         self._no_thread_until = 0.0
         self._stop = threading.Event() if not self._stop.is_set() else self._stop

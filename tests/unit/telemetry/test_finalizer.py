@@ -603,3 +603,15 @@ def test_fork_waits_for_one_record_of_many(monkeypatch: pytest.MonkeyPatch) -> N
     assert in_child(lambda: (lock.locked(), len(told.names) < 100)) == "(False, True)"
     thread.join()
     assert len(told.names) == 200
+
+
+@needs_fork
+def test_fork_while_another_thread_waits_to_fork_leaves_a_child_that_tells() -> None:
+    told = Told()
+    finalizer = Finalizer(told, 100)
+    finalizer._fork_waits = True  # as that other thread has left it
+    finalizer._after_fork_in_child()
+    finalizer.submit(inference("own"))
+
+    assert finalizer.drain(10) is True
+    assert told.names == ["own"]
