@@ -12,6 +12,9 @@ from contextvars import ContextVar
 from typing import Any
 
 import torch
+
+# generate() of transformers 4.57 imports it: a fork in the midst of that leaves Python's lock of the module held
+import torch.distributed.fsdp
 import transformers
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
