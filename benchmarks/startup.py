@@ -15,6 +15,8 @@ import sys
 import time
 from pathlib import Path
 
+from overhead import lower_half
+
 PROGRAM = "import sys; sys.exit('torch' in sys.modules)"
 AGENT = [str(Path(sys.executable).with_name("opentelemetry-instrument"))]
 MODES: dict[str, tuple[list[str], dict[str, str]]] = {
@@ -37,8 +39,7 @@ def main() -> None:
             subprocess.run(command, env={**os.environ, **exporters, **environment}, check=True)
             found[mode].append(time.perf_counter() - start)
     for mode, times in found.items():
-        kept = sorted(times)[: max(1, rounds // 2)]
-        print(f"{mode:18} {sum(kept) / len(kept):.3f} s")
+        print(f"{mode:18} {lower_half(times):.3f} s")
     print("torch was not imported")
 
 

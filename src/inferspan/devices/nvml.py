@@ -20,7 +20,7 @@ from functools import partial
 from time import monotonic
 from typing import Any
 
-from inferspan import faults, semconv
+from inferspan import faults, forks, semconv
 from inferspan.devices import reader as r
 from inferspan.devices.reader import Device, Reading, Sample, of
 
@@ -200,8 +200,7 @@ class _Calling:
 
     def __init__(self) -> None:
         self.renew()
-        if hasattr(os, "register_at_fork"):
-            os.register_at_fork(after_in_child=self.renew)
+        forks.register(after_in_child=self.renew)
 
     def renew(self) -> None:
         self.lock = threading.Lock()

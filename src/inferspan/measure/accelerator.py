@@ -11,7 +11,6 @@ the readers away (pytorch#148594 is the same for NCCL's watchdog).
 
 from __future__ import annotations
 
-import os
 import sys
 import threading
 import weakref
@@ -19,7 +18,7 @@ from collections import deque
 from itertools import pairwise
 from typing import Any, NamedTuple
 
-from inferspan import faults
+from inferspan import faults, forks
 
 _TIMED = ("cuda", "xpu")
 _KINDS = (*_TIMED, "mps")
@@ -47,8 +46,7 @@ class Captures:
 
     def __init__(self) -> None:
         self._reset()
-        if hasattr(os, "register_at_fork"):
-            os.register_at_fork(after_in_child=self._reset)
+        forks.register(after_in_child=self._reset)
 
     def _reset(self) -> None:
         self._running: set[int] = set()
