@@ -16,6 +16,7 @@ import logging
 import os
 import random
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -46,6 +47,7 @@ TASKS = 4
 FORKS = 2
 CHILDREN_MAX = 64
 HUNG_S = 120.0
+STACKS = tempfile.TemporaryFile()  # noqa: SIM115 - for as long as the program
 PHASES = ("preprocess", "forward", "postprocess")
 GENERATION = ("forward", "prefill", "decode")
 
@@ -530,12 +532,15 @@ def _stack_of_thread(thread: threading.Thread) -> str:
 
 
 def _stack_of(child: int) -> str:
-    """Where a child is: it has been asked to say so on its error output."""
+    """Where all threads of a child are: it is asked to write it to the file that was opened before it was forked."""
     import signal
 
+    STACKS.seek(0)
+    STACKS.truncate()
     os.kill(child, signal.SIGUSR1)
     time.sleep(1)
-    return "on the program's error output"
+    STACKS.seek(0)
+    return STACKS.read().decode()[:3000]
 
 
 def main() -> None:
@@ -544,7 +549,7 @@ def main() -> None:
 
     endpoint, descriptor, seconds, round_s, seed = sys.argv[1:]
     if hasattr(signal, "SIGUSR1"):
-        faulthandler.register(signal.SIGUSR1)
+        faulthandler.register(signal.SIGUSR1, STACKS)
     torch.set_num_threads(1)
     logging.basicConfig(level=logging.WARNING, format="%(threadName)s %(name)s: %(message)s")
     Soak(endpoint, Ledger(int(descriptor)), float(seconds), float(round_s), int(seed)).run()
