@@ -9,7 +9,7 @@ take turns:
     bare     by hand: a root and three children, five attributes in all, no metrics
     equal    by hand: as many spans, attributes and metric points as ours
     floor    the least that as many facts can cost: around the same calls clocks are read and nothing else is done, and
-             a thread makes spans and points of constants every 5 ms, past the tracer
+             a thread makes spans and points of constants every 5 ms, past the tracer and the instruments
     points   the same without spans: the least for what is sampled out
     ours     inferspan.instrument(), everything on
     out      the same, sampled out by a parent-based ratio sampler
@@ -105,7 +105,7 @@ def shape_of(workload: str) -> dict[str, Any]:
     add = Points._add
 
     def counted(self: Any, name: str, value: float, attributes: dict[str, str], context: Any) -> None:
-        if name in self._put:
+        if name in self._streams:
             points.append(len(attributes))
         add(self, name, value, attributes, context)
 
@@ -233,7 +233,9 @@ def _floor(phases: Phases, provider: Any, meter: Any, shape: dict[str, Any], wit
     from opentelemetry.sdk.trace import ReadableSpan
     from opentelemetry.trace import SpanContext, TraceFlags
 
-    points = _points(meter, shape)
+    from inferspan.telemetry.streams import Streams
+
+    points = [(Streams(histogram, "histogram"), attributes) for histogram, attributes in _points(meter, shape)]
     tracer = provider.get_tracer("floor")
     sampled = TraceFlags(TraceFlags.SAMPLED)
     done: deque[list[int]] = deque()
@@ -264,8 +266,8 @@ def _floor(phases: Phases, provider: Any, meter: Any, shape: dict[str, Any], wit
                     for place, count in enumerate(shape["children"]):
                         start, end = times[1 + 2 * place : 3 + 2 * place] or (times[1], times[2])
                         span("part", count, trace, root.context, start, end)
-                for histogram, attributes in points:
-                    histogram.record(0.25, attributes)
+                for streams, attributes in points:
+                    streams.put(0.25, attributes, None)
 
     def call() -> Any:
         times = [clock()]

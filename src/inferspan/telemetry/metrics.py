@@ -14,6 +14,7 @@ from inferspan.inference import distributed
 from inferspan.measure.figures import Figures, failed_allocations, utilization
 from inferspan.telemetry.layers import layer_points
 from inferspan.telemetry.spans import time_per_output_token_s, time_to_first_token_ns
+from inferspan.telemetry.streams import Streams
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -56,13 +57,13 @@ class Points:
         self._layer = _Bounded(settings.layers_max)
         self._attributes: dict[tuple[str, str | None, str | None], tuple[dict[str, str], dict[str, str]]] = {}
         replaced = {m.replaces for m in semconv.METRICS.values() if m.replaces} if self._latest else set()
-        self._put: dict[str, Callable[[float, Mapping[str, str | int], Context | None], None]] = {}
+        self._streams: dict[str, Streams] = {}
         for metric in semconv.METRICS.values():
             if metric.source or (metric.opt_in and not self._latest) or metric.name in replaced:
                 continue
             instrument = _create(meter, metric, observe)
             if not metric.instrument.startswith("observable"):
-                self._put[metric.name] = _put_into(instrument, metric.instrument)
+                self._streams[metric.name] = Streams(instrument, metric.instrument)
 
     def tell_inference(self, inference: Inference, figures: Figures) -> None:
         """All points of one finished inference."""
@@ -153,6 +154,11 @@ class Points:
         """Children or records that were left out."""
         self._add(semconv.DROPPED, count, {semconv.DROP_REASON: reason}, None)
 
+    def forget(self) -> None:
+        """The sums that there were are gone: a fork."""
+        for streams in self._streams.values():
+            streams.forget()
+
     def _load(self, inference: Inference, common: dict[str, str], duration: float, context: Context | None) -> None:
         if inference.failure:
             common = {**common, semconv.ERROR_TYPE: inference.failure.type}
@@ -223,22 +229,10 @@ class Points:
         return dict(found[0]), found[1]
 
     def _add(self, name: str, value: float, attributes: Mapping[str, str | int], context: Context | None) -> None:
-        put = self._put.get(name)
-        if put is not None:
+        streams = self._streams.get(name)
+        if streams is not None:
             rank = distributed.attributes()
-            put(value, {**attributes, **rank} if rank else attributes, context)
-
-
-def _put_into(instrument: Any, kind: str) -> Callable[[float, Mapping[str, str | int], Context | None], None]:
-    if kind == "histogram":
-        return instrument.record  # type: ignore[no-any-return]
-    put = instrument.set if kind == "gauge" else instrument.add
-
-    def without_exemplar(value: float, attributes: Mapping[str, str | int], context: Context | None) -> None:
-        # the SDK would choose them by the program's own global random stream
-        put(value, attributes)
-
-    return without_exemplar
+            streams.put(value, {**attributes, **rank} if rank else attributes, context)
 
 
 def _create(meter: Meter, metric: semconv.Metric, observe: Callable[[str], Callable[..., Any]]) -> Any:

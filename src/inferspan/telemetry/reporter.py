@@ -242,6 +242,8 @@ class Reporter:
         self._dropped_told = self._dropped()
         self._hooks_ns = _spent_before.hooks_ns = _spent_before.finalizer_ns = 0
         self._providers.forget_points()
+        if self._points is not None:
+            self._points.forget()
 
     def _tell_event(self, inference: Inference) -> None:
         try:

@@ -377,7 +377,7 @@ def test_instruments_are_those_of_the_table_but_the_other_conventions(latest: bo
         for name, metric in semconv.METRICS.items()
         if not metric.source and not metric.instrument.startswith("observable")
     }
-    assert of_records - set(Meter(latest_conventions=latest).points._put) == absent
+    assert of_records - set(Meter(latest_conventions=latest).points._streams) == absent
 
 
 def test_instruments_have_unit_description_and_buckets_of_the_table() -> None:
