@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
+from operator import attrgetter
 from pathlib import Path
 
 # Before anything imports a library that reads them.
@@ -14,8 +15,19 @@ import pytest
 
 import inferspan
 from inferspan import faults
+from inferspan.hooks.patches import is_ours
 from support.fakenvml import FakeDriver, build
 from support.recorder import Recorder
+
+PATCHED = [
+    ("torch._dynamo.utils", "log_compilation_event"),
+    ("torch.nn", "Module.eval"),
+    ("transformers.generation.utils", "GenerationMixin.generate"),
+    ("transformers.modeling_utils", "PreTrainedModel.__call__"),
+    ("transformers.pipelines.base", "Pipeline.forward"),
+    ("transformers.pipelines.text_generation", "TextGenerationPipeline.__call__"),
+    ("transformers.tokenization_utils_base", "PreTrainedTokenizerBase.__call__"),
+]
 
 
 @pytest.fixture(autouse=True)
@@ -66,6 +78,21 @@ def uninstrumented_afterwards() -> Iterator[None]:
 
     if InferspanInstrumentor().is_instrumented_by_opentelemetry:
         inferspan.uninstrument()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown() -> Iterator[None]:
+    """Fail the test that leaves something patched, not one that comes later and finds it so."""
+    yield
+    found = {f"{module}.{name}": _attribute(module, name) for module, name in PATCHED}
+    assert [name for name, function in found.items() if is_ours(function)] == []
+
+
+def _attribute(module: str, name: str) -> object:
+    try:
+        return attrgetter(name)(sys.modules[module])
+    except (KeyError, AttributeError):  # not imported
+        return NotImplemented
 
 
 def pytest_sessionfinish() -> None:
