@@ -305,7 +305,8 @@ def test_graphs_and_recompilations_are_the_same_with_and_without(backend: str, h
     assert told == plain
 
 
-def test_original_is_called_and_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_original_is_called_and_put_back(hooked: Patches, monkeypatch: pytest.MonkeyPatch) -> None:
+    hooked.undo()  # else monkeypatch would put its replacement back
     told: list[Any] = []
     module = torch._dynamo.utils
     monkeypatch.setattr(module, "log_compilation_event", told.append)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from support.ledger import Ran, program
+from support.ledger import both, program
 
 START = """
 import atexit, os, signal, sys, threading, time
@@ -18,15 +18,6 @@ connect()
 """
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="signals and exits of POSIX")
-
-
-def both(folder: Path, way: str, **extra: str) -> Ran:
-    """Run with Inferspan, after the same without: the same status, output and errors."""
-    without = program(folder, START + way, instrumented=False, **extra)
-    ran = program(folder, START + way, **extra)
-    assert ran.outcome == without.outcome
-    assert ran.ended() == without.ended()
-    return ran
 
 
 @pytest.mark.parametrize(
@@ -82,7 +73,7 @@ def both(folder: Path, way: str, **extra: str) -> Ran:
     ],
 )
 def test_end_of_the_program_exports_what_had_ended(tmp_path: Path, way: str, status: int) -> None:
-    ran = both(tmp_path, way)
+    ran = both(tmp_path, START + way)
 
     assert ran.status == status
     assert ran.exported() == ran.ended() == Counter(range(50))
@@ -107,7 +98,7 @@ def test_end_of_the_program_exports_what_had_ended(tmp_path: Path, way: str, sta
 )  # fmt: skip
 def test_flush_exports_what_had_ended_and_the_death_after_it_takes_nothing(tmp_path: Path, way: str) -> None:
     way = f"from opentelemetry import trace\nfor n in range(50): infer(n)\n{way}\nos._exit(5)"
-    ran = both(tmp_path, way)
+    ran = both(tmp_path, START + way)
 
     assert ran.status == 5
     assert ran.exported() == ran.ended() == Counter(range(50))
@@ -129,7 +120,7 @@ def test_flush_exports_what_had_ended_and_the_death_after_it_takes_nothing(tmp_p
 )
 def test_death_without_warning_loses_what_was_not_flushed_and_no_more(tmp_path: Path, death: str, status: int) -> None:
     way = f"for n in range(5): infer(n)\ninferspan.force_flush()\nfor n in range(5, 50): infer(n)\n{death}"
-    ran = both(tmp_path, way)
+    ran = both(tmp_path, START + way)
 
     assert ran.status == status
     assert ran.exported() == Counter(range(5))
@@ -153,7 +144,7 @@ def run():
 threading.Thread(target=run, daemon=True).start()
 begun.wait()
 """  # fmt: skip
-    ran = both(tmp_path, way)
+    ran = both(tmp_path, START + way)
 
     assert ran.exported(tree=("answer", "think", "hesitate")) == Counter([1])
     (root,) = ran.spans("answer")
@@ -232,7 +223,7 @@ inferspan.force_flush()
 for n in range(50, 100): infer(n)
 signal.raise_signal(signal.SIGTERM)
 """
-    ran = both(tmp_path, way)
+    ran = both(tmp_path, START + way)
 
     assert ran.status == 8
     assert ran.exported() == ran.ended() == Counter(range(100))

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
-from support.ledger import Ran, program
+from support.ledger import Ran, both
 
 START = """
 import os, sys, threading, time
@@ -27,16 +27,6 @@ END = """
 print([infer(n) for n in range(30)])
 sys.exit(3)
 """
-
-
-def both(folder: Path, code: str, *, same_errors: bool = True, **extra: str) -> Ran:
-    """Run with Inferspan, after the same without: the same status, output and, where asked, errors."""
-    without = program(folder, START + code, instrumented=False, **extra)
-    ran = program(folder, START + code, **extra)
-    assert ran.outcome[:2] == without.outcome[:2], ran.stderr
-    assert not same_errors or ran.stderr == without.stderr
-    assert ran.ended() == without.ended()
-    return ran
 
 
 def counted(ran: Ran) -> float:
@@ -60,7 +50,7 @@ class Raises(Spans):
         raise RuntimeError("no")
 connect({processor}(Raises()))
 """
-    ran = both(tmp_path, code + END, same_errors=False)
+    ran = both(tmp_path, START + code + END, same_errors=False)
 
     assert ran.exported() == Counter(range(30))
     assert counted(ran) == 30
@@ -91,7 +81,7 @@ if is_on():
     {end.replace(chr(10), chr(10) + "    ")}
 os._exit(3)
 """
-    both(tmp_path, code)
+    both(tmp_path, START + code)
 
 
 @contextmanager
@@ -145,7 +135,7 @@ def test_backend_that_refuses_leaves_the_program_as_it_was(
     tmp_path: Path, answers: Sequence[int], received: int
 ) -> None:
     with collector(*answers) as (endpoint, accepted):
-        ran = both(tmp_path, OTLP + END, same_errors=False, ENDPOINT=endpoint)
+        ran = both(tmp_path, START + OTLP + END, same_errors=False, ENDPOINT=endpoint)
 
     assert accepted == ["answer"] * received
     assert counted(ran) == 30
@@ -153,7 +143,7 @@ def test_backend_that_refuses_leaves_the_program_as_it_was(
 
 @pytest.mark.fault("a backend that refuses connections", "lost, as all spans are: the SDK's exporter logs it")
 def test_backend_that_refuses_connections_leaves_the_program_as_it_was(tmp_path: Path) -> None:
-    ran = both(tmp_path, OTLP + END, same_errors=False, ENDPOINT="http://127.0.0.1:9/v1/traces")
+    ran = both(tmp_path, START + OTLP + END, same_errors=False, ENDPOINT="http://127.0.0.1:9/v1/traces")
 
     assert counted(ran) == 30
 
@@ -177,7 +167,7 @@ if is_on():
 print([infer(n) for n in range(20, 30)])
 sys.exit(3)
 """
-    ran = both(tmp_path, code, same_errors=False)
+    ran = both(tmp_path, START + code, same_errors=False)
 
     exported = ran.exported(None)
     assert set(exported.values()) <= {1}
@@ -198,7 +188,7 @@ class Infers(Spans):
         return super().export(spans)
 connect({processor}(Infers()))
 """
-    ran = both(tmp_path, code + END)
+    ran = both(tmp_path, START + code + END)
 
     assert ran.exported() == Counter(range(30))
     assert ran.spans("summary") == []
@@ -215,7 +205,7 @@ class Infers(SpanProcessor):
             pass
 connect(Infers(), batched(Spans()))
 """
-    ran = both(tmp_path, code + END)
+    ran = both(tmp_path, START + code + END)
 
     assert ran.exported() == Counter(range(30))
     assert ran.spans("summary") == []
@@ -242,7 +232,7 @@ is_on() and Blocks.begun.wait()
 print([infer(n) for n in range(1, 31)])
 Blocks.go_on.set()
 """
-    ran = both(tmp_path, code)
+    ran = both(tmp_path, START + code)
 
     # one is being told, two wait whole, six alone, the other 22 and all their children not at all
     assert set(ran.exported(None)) == set(range(9))
@@ -261,7 +251,7 @@ with inferspan.inference("answer") as block:
             pass
 note(ended=1)
 """
-    ran = both(tmp_path, code)
+    ran = both(tmp_path, START + code)
 
     assert ran.exported(("answer", "think 0", "think 1", "think 2")) == ran.ended()
     assert ran.spans("answer")[0]["attributes"]["inferspan.children.dropped"] == 7
@@ -281,7 +271,7 @@ print([infer(n) for n in range(30)])
 time.sleep(0.5)
 Stalls.go_on.set()
 """
-    ran = both(tmp_path, code, same_errors=False)
+    ran = both(tmp_path, START + code, same_errors=False)
 
     exported = ran.exported(None)
     assert 0 < len(exported) < 30
@@ -311,7 +301,7 @@ with inferspan.inference("answer") as block:
 note(ended=10)
 print([infer(n) for n in range(11, 30)])
 """
-    ran = both(tmp_path, code)
+    ran = both(tmp_path, START + code)
 
     assert ran.exported() == ran.ended() == Counter(range(30))
 
@@ -326,7 +316,7 @@ connect()
 print([infer(n) for n in range(10)])
 is_on() and trace.get_tracer_provider().shutdown()
 """
-    ran = both(tmp_path, code + END.replace("range(30)", "range(10, 30)"), same_errors=False)
+    ran = both(tmp_path, START + code + END.replace("range(30)", "range(10, 30)"), same_errors=False)
 
     assert ran.exported() == Counter(range(10))
     assert "inferspan" not in ran.stderr
@@ -341,7 +331,7 @@ inferspan.force_flush()
 is_on() and set_providers()
 print([infer(n) for n in range(10, 30)])
 """
-    ran = both(tmp_path, code)
+    ran = both(tmp_path, START + code)
 
     assert ran.exported() == Counter(range(10, 30))
 
@@ -362,7 +352,7 @@ print([infer(n) for n in range(10, 30)])
     ],
 )
 def test_provider_that_does_nothing_is_no_trouble(tmp_path: Path, code: str) -> None:
-    ran = both(tmp_path, f"{code}{END}", OTEL_SDK_DISABLED="true")
+    ran = both(tmp_path, START + code + END, OTEL_SDK_DISABLED="true")
 
     assert ran.spans() == []
 
@@ -390,7 +380,7 @@ if is_on():
     set_providers(sampler=Raises())
     inferspan.instrument()
 """
-    ran = both(tmp_path, code + END, same_errors=False, WITH=logging)
+    ran = both(tmp_path, START + code + END, same_errors=False, WITH=logging)
 
     assert ran.spans() == []
     assert dropped(ran) == {"fault": 30}
@@ -408,7 +398,7 @@ class Raises(SpanProcessor):
         raise RuntimeError("no")
 connect(batched(Spans()), Raises())
 """
-    ran = both(tmp_path, code + END, same_errors=False)
+    ran = both(tmp_path, START + code + END, same_errors=False)
 
     assert dropped(ran) == {"fault": 30}
     assert ran.stderr.count("inferspan: a fault in") == 1
@@ -428,7 +418,7 @@ if is_on():
     set_providers(views=[Raises(instrument_name="gen_ai.client.operation.duration")])
     inferspan.instrument()
 """
-    ran = both(tmp_path, code + END, same_errors=False)
+    ran = both(tmp_path, START + code + END, same_errors=False)
 
     assert ran.exported() == ran.ended() == Counter(range(30))
     assert ran.stderr.count("inferspan: a fault in telemetry.metrics") == 1
@@ -463,7 +453,7 @@ def tell(n):
     note(ended=n)
 print([tell(n) for n in range(30)])
 """
-    ran = both(tmp_path, code, same_errors=False)
+    ran = both(tmp_path, START + code, same_errors=False)
 
     assert ran.exported(("answer",)) == ran.ended() == Counter(range(30))
     assert ran.stderr.count("inferspan: a fault in telemetry.events") == 1

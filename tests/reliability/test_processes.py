@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from support.ledger import TREE, Ran, program
+from support.ledger import TREE, both, program
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="forks and signals of POSIX")
 
@@ -28,19 +28,11 @@ if __name__ != "__mp_main__" or "late" not in sys.argv:
 """
 
 
-def run(folder: Path, code: str, *arguments: str, instrumented: bool = True) -> Ran:
-    script = folder / "program.py"
-    script.write_text(START + code)
-    return program(folder, str(script), *arguments, instrumented=instrumented)
-
-
-def both(folder: Path, code: str, *arguments: str) -> Ran:
-    """Run with Inferspan, after the same without: the same status, output and errors, the same inferences."""
-    without = run(folder, code, *arguments, instrumented=False)
-    ran = run(folder, code, *arguments)
-    assert ran.outcome == without.outcome
-    assert ran.ended() == without.ended()
-    return ran
+def file(folder: Path, code: str) -> str:
+    """The program as a file, which spawned processes import."""
+    path = folder / "program.py"
+    path.write_text(START + code)
+    return str(path)
 
 
 # -- multiprocessing ---------------------------------------------------------------------------------------------------
@@ -82,7 +74,7 @@ if __name__ == "__main__":
 @pytest.mark.promise("`multiprocessing` by fork, spawn and fork server: processes and pools", "exported")
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
 def test_processes_and_pools_tell_their_own(tmp_path: Path, method: str) -> None:
-    ran = both(tmp_path, MULTIPROCESSING, method)
+    ran = both(tmp_path, file(tmp_path, MULTIPROCESSING), method)
 
     assert ran.stdout == f"[0, 0, 3, 0]\n{list(range(61, 71))}\n"
     assert ran.exported() == ran.ended() == Counter([*range(30), *range(40, 70), *range(100, 111), *range(120, 130)])
@@ -124,7 +116,7 @@ if __name__ == "__main__":
             pool.join()
     note(ended=100)
 """  # fmt: skip
-    ran = both(tmp_path, code)
+    ran = both(tmp_path, file(tmp_path, code))
 
     assert ran.exported() == ran.ended() == Counter([*range(10), 100])
     (outer,) = [span for span in ran.spans("answer") if span["parent"] is None]
@@ -141,7 +133,7 @@ if __name__ == "__main__":
         print(pool.map(infer, range(10)))
     several(110)
 """
-    ran = both(tmp_path, code)
+    ran = both(tmp_path, file(tmp_path, code))
 
     assert ran.exported() == Counter(range(100, 120))
 
@@ -176,7 +168,7 @@ if __name__ == "__main__":
 @pytest.mark.promise("workers of a DataLoader that infer", "exported")
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
 def test_workers_of_a_data_loader_tell_their_own(tmp_path: Path, method: str) -> None:
-    ran = run(tmp_path, LOADER, method)
+    ran = program(tmp_path, file(tmp_path, LOADER), method)
 
     assert (ran.status, ran.stdout) == (0, f"{list(range(1, 9))}\n"), ran.stderr
     assert ran.exported((*TREE, "forward")) == ran.ended() == Counter([*range(8), 100, 101])
@@ -197,7 +189,7 @@ if __name__ == "__main__":
     process.join()
     print(process.exitcode)
 """
-    ran = both(tmp_path, code)
+    ran = both(tmp_path, file(tmp_path, code))
 
     assert ran.stdout == f"{list(range(1, 11))}\n0\n"
     assert ran.exported() == ran.ended() == Counter([*range(10), *range(20, 30), *range(100, 110)])
@@ -218,7 +210,7 @@ if __name__ == "__main__":
     # the SDK's for one, it may be gone with the lock of the queue that the pool's end would take.
     os._exit(0)
 """
-    ran = both(tmp_path, code)
+    ran = both(tmp_path, file(tmp_path, code))
 
     assert ran.exported() == ran.ended() == Counter(range(10))
 
@@ -283,7 +275,7 @@ print(codes)
     "the parent tells it, the child its own; neither tells the other's",
 )
 def test_fork_inside_an_inference_leaves_each_process_its_own(tmp_path: Path) -> None:
-    ran = both(tmp_path, FORKS)
+    ran = both(tmp_path, file(tmp_path, FORKS))
 
     assert ran.stdout == "7\n"
     assert ran.exported() == ran.ended() == Counter([*range(10), *range(100, 111), *range(120, 130)])
@@ -294,7 +286,7 @@ def test_fork_inside_an_inference_leaves_each_process_its_own(tmp_path: Path) ->
 
 @pytest.mark.promise("`os.fork` in any thread, others inferring meanwhile", "the same; no deadlock")
 def test_fork_in_threads_while_others_infer_leaves_each_process_its_own(tmp_path: Path) -> None:
-    ran = run(tmp_path, THREADS)
+    ran = program(tmp_path, file(tmp_path, THREADS))
 
     assert (ran.status, ran.stdout) == (0, f"{[5] * 6}\n"), ran.stderr
     assert ran.exported() == ran.ended()
@@ -318,7 +310,7 @@ with inferspan.inference("answer") as block:
 note(ended=100)
 several(110)
 """
-    ran = both(tmp_path, code)
+    ran = both(tmp_path, file(tmp_path, code))
 
     assert ran.stdout == "6\n6\n"
     assert ran.exported() == ran.ended() == Counter([*range(20), 100, *range(110, 120)])

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from inferspan.inference.record import Inference
-from support.ledger import TREE, Ran, program
+from support.ledger import TREE, Ran, both, program
 
 START = """
 import importlib, os, signal, sys, threading, time
@@ -24,15 +24,6 @@ sys.exit(3)
 """
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="signals and limits of POSIX")
-
-
-def both(folder: Path, code: str, *, same_errors: bool = True, options: tuple[str, ...] = (), **extra: str) -> Ran:
-    """Run with Inferspan, after the same without: the same status, output and, where asked, errors."""
-    without = program(folder, code, instrumented=False, options=options, **extra)
-    ran = program(folder, code, options=options, **extra)
-    assert ran.outcome[:2] == without.outcome[:2], ran.stderr
-    assert not same_errors or ran.stderr == without.stderr
-    return ran
 
 
 @posix

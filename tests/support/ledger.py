@@ -224,3 +224,13 @@ def program(
         stdout, stderr = process.communicate()
         raise AssertionError(f"it does not end; last lines:\n{stdout[-2000:]}\n{stderr[-4000:]}") from None
     return Ran(process.returncode, stdout, stderr, read(ledger))
+
+
+def both(folder: Path, code: str, *arguments: str, same_errors: bool = True, **extra: Any) -> Ran:
+    """Run with Inferspan, after the same without: the same status, output, inferences and, where asked, errors."""
+    without = program(folder, code, *arguments, instrumented=False, **extra)
+    ran = program(folder, code, *arguments, **extra)
+    assert ran.outcome[:2] == without.outcome[:2], ran.stderr
+    assert not same_errors or ran.stderr == without.stderr
+    assert ran.ended() == without.ended()
+    return ran

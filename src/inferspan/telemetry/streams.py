@@ -14,6 +14,7 @@ from time import time_ns
 from typing import Any, NamedTuple
 
 from opentelemetry.context import Context
+from opentelemetry.sdk.metrics import Histogram
 from opentelemetry.sdk.metrics._internal.measurement_consumer import SynchronousMeasurementConsumer
 
 Attributes = Mapping[str, str | int]
@@ -38,11 +39,12 @@ class Streams:
 
     def __init__(self, instrument: Any, kind: str) -> None:
         self._instrument = instrument
-        self._record: Callable[..., None] = getattr(instrument, _RECORDED_BY.get(kind, "add"))
+        method = _RECORDED_BY.get(kind, "add")
+        self._record: Callable[..., None] = getattr(instrument, method)
         # for the others the SDK would choose exemplars by the program's own global random stream
         self._has_exemplars = kind == "histogram"
         self._is_enabled: Callable[[], bool] = getattr(instrument, "_is_enabled", _always)
-        self._consumer: Any = getattr(instrument, "_measurement_consumer", None)
+        self._consumer = _consumer(instrument, method)
         self._storages: object = None
         self._found: dict[tuple[tuple[str, str | int], ...], list[Any]] = {}
 
@@ -52,7 +54,7 @@ class Streams:
         aggregations = self._found.get(key)
         if aggregations is None or not self._is_as_found() or not 0 <= value < math.inf:
             self._record(value, attributes, *([context] if self._has_exemplars else []))
-            if len(self._found) < _STREAMS_MAX:
+            if self._consumer is not None and len(self._found) < _STREAMS_MAX:
                 found = _aggregations(self._consumer, self._instrument, attributes)
                 if found:
                     self._found[key], self._storages = found, self._consumer._reader_storages
@@ -75,10 +77,15 @@ class Streams:
         return self._is_enabled()
 
 
+def _consumer(instrument: Any, method: str) -> Any:
+    """What the SDK's own instruments give their points to; ``None`` for others, and where somebody listens in."""
+    consumer = getattr(instrument, "_measurement_consumer", None)
+    is_own = type(consumer) is SynchronousMeasurementConsumer and type(instrument).__module__ == Histogram.__module__
+    return consumer if is_own and method not in vars(instrument) else None
+
+
 def _aggregations(consumer: Any, instrument: Any, attributes: Attributes) -> list[Any]:
     """What a point of these attributes has gone to; empty where that cannot be told."""
-    if type(consumer) is not SynchronousMeasurementConsumer:
-        return []
     try:
         return [
             _last_with(match._attributes_aggregation.values(), match._view._attribute_keys, attributes)

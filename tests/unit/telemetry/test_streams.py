@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -89,15 +88,15 @@ class Made:
     def __init__(self, kind: str = "histogram", **settings: Any) -> None:
         self.provider, self.readers = provider(**settings)
         self.instrument = getattr(self.provider.get_meter("test"), CREATED_AS[kind])("it")
+        self.streams = Streams(self.instrument, kind)
         self.through = 0
-        ordinary: Callable[..., None] = getattr(self.instrument, RECORDED_BY[kind])
+        record = self.streams._record
 
         def counted(*arguments: Any) -> None:
             self.through += 1
-            ordinary(*arguments)
+            record(*arguments)
 
-        setattr(self.instrument, RECORDED_BY[kind], counted)
-        self.streams = Streams(self.instrument, kind)
+        self.streams._record = counted
 
 
 @pytest.mark.parametrize("filtered", [TraceBasedExemplarFilter, AlwaysOnExemplarFilter, AlwaysOffExemplarFilter])
@@ -218,6 +217,21 @@ def test_instruments_of_another_sdk_get_every_point() -> None:
         for value in (1.0, 2.0, 3.0):
             made.put(value, {"model": "a"}, None)
     assert other.told == [1.0, 2.0, 3.0]
+
+
+def test_instrument_that_somebody_listens_in_to_gets_every_point() -> None:
+    instrument: Any = provider()[0].get_meter("test").create_histogram("it")
+    record, heard = instrument.record, []
+
+    def listening(value: float, *arguments: Any) -> None:
+        heard.append(value)
+        record(value, *arguments)
+
+    instrument.record = listening
+    made = Streams(instrument, "histogram")
+    for value in (1.0, 2.0, 3.0):
+        made.put(value, {"model": "a"}, None)
+    assert heard == [1.0, 2.0, 3.0]
 
 
 def _without_exemplars(told: Any) -> Any:
