@@ -293,6 +293,46 @@ def test_fork_in_threads_while_others_infer_leaves_each_process_its_own(tmp_path
     assert len(ran.ended()) == 2 * 200 + 2 * 3 * 2
 
 
+@pytest.mark.promise("`os.fork` while another thread collects or exports metrics", "the same; no deadlock")
+@pytest.mark.parametrize("what", ["collects", "exports"])
+def test_fork_while_another_thread_is_at_the_metrics_leaves_no_lock_held_in_the_child(
+    tmp_path: Path, what: str
+) -> None:
+    code = """
+from opentelemetry import metrics
+from support.ledger import Points
+
+parent, busy = os.getpid(), threading.Event()
+
+def pause(*_):
+    if os.getpid() == parent:
+        busy.set()
+        time.sleep(2)
+    return []
+
+if sys.argv[1] == "collects":
+    metrics.get_meter("own").create_observable_gauge("own", [pause])
+else:
+    export = Points.export
+    Points.export = lambda *given, **named: pause() or export(*given, **named)
+several(100)
+threading.Thread(target=metrics.get_meter_provider().force_flush).start()
+busy.wait()
+pid = os.fork()
+if pid == 0:
+    several(0)
+    os._exit(0 if inferspan.force_flush(5) else 9)
+wait_for(pid)
+several(120)
+"""
+    ran = program(tmp_path, file(tmp_path, code), what)
+
+    assert ran.outcome == (0, "0\n", "")
+    assert ran.exported() == ran.ended() == Counter([*range(10), *range(100, 110), *range(120, 130)])
+    counted = ran.points("gen_ai.client.operation.duration", "gen_ai.operation.name")
+    assert counted == {"answer": 30}
+
+
 @pytest.mark.promise("fork with exec in the midst of an inference (`subprocess`, `os.execv`)", "exported")
 def test_fork_with_exec_inside_an_inference_leaves_each_process_its_own(tmp_path: Path) -> None:
     code = """

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import atexit
 import sys
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -23,6 +24,7 @@ from inferspan.telemetry.writer import TracerWriter, writer_of
 from inferspan.version import __version__
 
 SCOPE = "inferspan"
+_LOCKS: dict[type, Callable[[], Any]] = {type(make()): make for make in (threading.Lock, threading.RLock)}
 
 
 class Providers:
@@ -78,14 +80,22 @@ class Providers:
         self._meter_provider = provider
         return provider.get_meter(SCOPE, __version__, semconv.SCHEMA_URL)
 
-    def forget_points(self) -> None:
-        """Begin all sums of ours anew. A forked child has those of its parent, which would be exported twice."""
+    def begin_anew(self) -> None:
+        """In a forked child: all sums of ours, which are those of its parent and would be exported twice; and the locks
+        under which another thread of the parent's may have been collecting or exporting, and which stay held here.
+        Those of spans and loggers the SDK renews itself."""
         consumer = getattr(self._meter_provider, "_measurement_consumer", None)
-        for storage in getattr(consumer, "_reader_storages", {}).values():
+        storages = getattr(consumer, "_reader_storages", {})
+        for storage in storages.values():
             matches = getattr(storage, "_instrument_view_instrument_matches", {})
             for instrument in list(matches):
                 if instrument.instrumentation_scope.name == SCOPE:
                     del matches[instrument]
+        for owner in (consumer, *storages, *storages.values()):
+            for name in ("_lock", "_export_lock"):
+                lock = getattr(owner, name, None)
+                if type(lock) in _LOCKS:
+                    setattr(owner, name, _LOCKS[type(lock)]())
 
     def logger(self) -> _logs.Logger:
         """Our logger, for events."""

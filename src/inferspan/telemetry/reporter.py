@@ -241,7 +241,7 @@ class Reporter:
         # The parent tells its own counts and points.
         self._dropped_told = self._dropped()
         self._hooks_ns = _spent_before.hooks_ns = _spent_before.finalizer_ns = 0
-        self._providers.forget_points()
+        self._providers.begin_anew()
         if self._points is not None:
             self._points.forget()
 
