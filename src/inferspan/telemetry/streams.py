@@ -43,21 +43,22 @@ class Streams:
         self._record: Callable[..., None] = getattr(instrument, method)
         # for the others the SDK would choose exemplars by the program's own global random stream
         self._has_exemplars = kind == "histogram"
-        self._is_enabled: Callable[[], bool] = getattr(instrument, "_is_enabled", _always)
+        self._is_enabled: Callable[[], bool] = getattr(instrument, "_is_enabled", lambda: True)
         self._consumer = _consumer(instrument, method)
         self._storages: object = None
         self._found: dict[tuple[tuple[str, str | int], ...], list[Any]] = {}
 
     def put(self, value: float, attributes: Attributes, context: Context | None) -> None:
         """One value, whose exemplar points at the span in ``context``."""
+        if self._consumer is not None and self._consumer._reader_storages is not self._storages:
+            self._storages = self._consumer._reader_storages
+            self.forget()  # a reader was added or taken away
         key = tuple(attributes.items())
         aggregations = self._found.get(key)
-        if aggregations is None or not self._is_as_found() or not 0 <= value < math.inf:
+        if not aggregations or not self._is_enabled() or not 0 <= value < math.inf:
             self._record(value, attributes, *([context] if self._has_exemplars else []))
-            if self._consumer is not None and len(self._found) < _STREAMS_MAX:
-                found = _aggregations(self._consumer, self._instrument, attributes)
-                if found:
-                    self._found[key], self._storages = found, self._consumer._reader_storages
+            if aggregations is None and len(self._found) < _STREAMS_MAX:
+                self._found[key] = _aggregations(self._consumer, self._instrument, attributes)
             return
         measurement = _Measurement(value, time_ns(), self._instrument, context or _NOWHERE, attributes)
         chosen = self._has_exemplars and self._consumer._sdk_config.exemplar_filter.should_sample(
@@ -69,12 +70,6 @@ class Streams:
     def forget(self) -> None:
         """Look all up again: the sums begin anew."""
         self._found.clear()
-
-    def _is_as_found(self) -> bool:
-        if self._consumer._reader_storages is not self._storages:  # a reader was added or taken away
-            self.forget()
-            return False
-        return self._is_enabled()
 
 
 def _consumer(instrument: Any, method: str) -> Any:
@@ -98,8 +93,7 @@ def _aggregations(consumer: Any, instrument: Any, attributes: Attributes) -> lis
 
 def _last_with(aggregations: Iterable[Any], kept: set[str] | None, attributes: Attributes) -> Any:
     wanted = {name: value for name, value in attributes.items() if kept is None or name in kept}
-    return next(a for a in reversed(list(aggregations)) if a._attributes == wanted)
-
-
-def _always() -> bool:
-    return True
+    for aggregation in reversed(list(aggregations)):
+        if aggregation._attributes == wanted:
+            return aggregation
+    raise LookupError  # the SDK has ignored the point

@@ -196,7 +196,7 @@ class DirectWriter(TracerWriter):
         self._scope = tracer._instrumentation_scope
         is_random = getattr(tracer.id_generator, "is_trace_id_random", None)
         self._plain_flags = _RANDOM if is_random is not None and is_random() else 0
-        self._is_enabled = getattr(tracer, "_is_enabled", _always)
+        self._is_enabled = getattr(tracer, "_is_enabled", lambda: True)
         self._may_wait = type(tracer.id_generator) is IndependentIdGenerator and _decides_by_trace(tracer.sampler)
 
     def start(self, name: str, context: Context, attributes: Attributes, start_ns: int) -> ApiSpan:
@@ -338,7 +338,3 @@ def _decides_by_trace(sampler: sampling.Sampler) -> bool:
         below = (getattr(sampler, f"_{name}") for name in _ASKED_BY_PARENT)
         return all(map(_decides_by_trace, below))
     return type(sampler) in _EVEN_SAMPLERS
-
-
-def _always() -> bool:
-    return True

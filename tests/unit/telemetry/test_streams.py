@@ -154,6 +154,27 @@ def test_values_that_the_sdk_may_ignore_are_left_to_it(value: float) -> None:
     assert made.through == 2
 
 
+@pytest.mark.parametrize("value", [-1.0, float("nan")])
+def test_value_that_the_sdk_may_ignore_at_first_is_no_fault(value: float) -> None:
+    made = Made()
+    other, readers = provider()
+    instrument = other.get_meter("test").create_histogram("it")
+    for told in (value, 1.0, 2.0):
+        made.streams.put(told, {"model": "a"}, None)
+        instrument.record(told, {"model": "a"}, Context())
+    assert str(read(made.readers)) == str(read(readers))
+
+
+def test_instrument_that_is_switched_off_from_the_beginning_gets_nothing() -> None:
+    made = Made()
+    if not hasattr(made.instrument, "_is_enabled"):
+        pytest.skip("this SDK cannot switch a meter off")
+    made.streams._is_enabled = made.instrument._is_enabled = lambda: False
+    for value in (1.0, 2.0):
+        made.streams.put(value, {"model": "a"}, None)
+    assert read(made.readers) == [None, None]
+
+
 def test_sums_that_are_begun_anew_get_what_follows() -> None:
     made = Made()
     made.streams.put(1.0, {"model": "a"}, None)
