@@ -1,6 +1,6 @@
 """How a point gets to its sums: through its instrument, or straight to the SDK's aggregations.
 
-For each point the SDK checks and copies the attributes, hashes them and looks the views up again: three quarters of
+For each point the SDK checks and copies the attributes, hashes them and looks the views up again: more than half of
 what a point costs. Ours come with few different attributes. So the first point of each goes through the instrument;
 then the aggregations that the SDK has made for it, one for each reader and view, are looked up once, and given the
 rest. Where they are not found (another SDK), every point goes through the instrument.
