@@ -26,8 +26,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from inferspan.measure import leaks
-from inferspan.measure.leaks import ALLOCATOR, RESIDENT, Leak, Leaks, Noise
+from inferspan.probes import leaks
+from inferspan.probes.leaks import ALLOCATOR, RESIDENT, Leak, Leaks, Noise
 
 Array = Any
 KIB, MIB = 1 << 10, 1 << 20

@@ -96,7 +96,7 @@ def shape_of(workload: str) -> dict[str, Any]:
     from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
     import inferspan
-    from inferspan.telemetry.metrics import Points
+    from inferspan.emit.metrics import Points
 
     provider, meter_provider = _providers(1.0)
     exporter = InMemorySpanExporter()
@@ -233,9 +233,9 @@ def _floor(phases: Phases, provider: Any, meter: Any, shape: dict[str, Any], wit
     from opentelemetry.sdk.trace import ReadableSpan
     from opentelemetry.trace import SpanContext, TraceFlags
 
-    from inferspan.telemetry.streams import Streams
+    from inferspan.emit.streams import MetricFastPath
 
-    points = [(Streams(histogram, "histogram"), attributes) for histogram, attributes in _points(meter, shape)]
+    points = [(MetricFastPath(histogram, "histogram"), attributes) for histogram, attributes in _points(meter, shape)]
     tracer = provider.get_tracer("floor")
     sampled = TraceFlags(TraceFlags.SAMPLED)
     done: deque[list[int]] = deque()

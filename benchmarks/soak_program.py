@@ -38,7 +38,7 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, Spa
 
 import inferspan
 from inferspan import faults
-from inferspan.instrumentors import InferspanInstrumentor
+from inferspan.instrumentor import InferspanInstrumentor
 from support import cheap, tiny
 
 SERIAL = "soak.serial"
@@ -241,9 +241,9 @@ class Soak:
     def in_child(self, serials: list[int]) -> None:
         reporter = InferspanInstrumentor._reporter
         assert reporter is not None
-        assert not reporter._finalizer._records, "the child has inherited records"
+        assert not reporter._worker._records, "the child has inherited records"
         for serial in serials:
-            self.random.choice((self.single, self.call_module, self.generate, self.lone))(serial, self.random)
+            self.random.choice((self.single, self.call_module, self.generate, self.standalone))(serial, self.random)
         assert inferspan.force_flush(), "the child's flush has failed"
 
     # -- inferences -------------------------------------------------------------------------------------------------
@@ -263,7 +263,7 @@ class Soak:
             tree=expected if undisturbed else None,
             attributes=attributes if undisturbed else {},
             sure=all(marked),
-            on_metrics=os.getpid() == self.pid and expected[0] != "lone",
+            on_metrics=os.getpid() == self.pid and expected[0] != "standalone",
         )
 
     def marking(self, serial: int) -> tuple[Callable[[], None], list[bool]]:
@@ -347,12 +347,12 @@ class Soak:
         with self.inference(serial, "forward", error=Planned.__qualname__):
             self.module(Planned())
 
-    def lone(self, serial: int, rng: random.Random) -> None:
-        with self.inference(serial, ["lone", "tokenize"]) as mark:
+    def standalone(self, serial: int, rng: random.Random) -> None:
+        with self.inference(serial, ["standalone", "tokenize"]) as mark:
             tracer = trace.get_tracer("soak")
             if self.transitions % 2:  # a span of the program's own is recorded whether or not we are
                 return
-            with tracer.start_as_current_span("lone"):
+            with tracer.start_as_current_span("standalone"):
                 mark()
                 self.tokenizer("the cat sat on the mat")
 
@@ -420,7 +420,7 @@ class Soak:
         kinds = (
             *(self.single, self.list, self.lazy, self.lazy_abandoned, self.fails, self.lazy_fails),
             *(self.generate, self.generate_fails, self.call_module, self.module_fails),
-            *(self.lone, self.block, self.block_fails),
+            *(self.standalone, self.block, self.block_fails),
         )
         while not self.resting.is_set():
             # each where nothing is current, as a server's requests are

@@ -15,9 +15,9 @@ emitted names (``inferspan.semconv``); every other module may change without not
 import sys
 from typing import Any
 
+from inferspan.core.block import inference
 from inferspan.faults import InferspanWarning
-from inferspan.hooks.modules import instrument_module
-from inferspan.inference.block import inference
+from inferspan.integrations.torch.eval_modules import instrument_module
 from inferspan.version import __version__
 
 __all__ = [
@@ -44,14 +44,14 @@ def instrument(**settings: Any) -> None:
 
     A second call changes nothing and logs a warning.
     """
-    from inferspan.instrumentors import InferspanInstrumentor
+    from inferspan.instrumentor import InferspanInstrumentor
 
     InferspanInstrumentor().instrument(skip_dep_check=True, **settings)
 
 
 def uninstrument() -> None:
     """Put every class back as it was, after telling what is finished to the providers."""
-    from inferspan.instrumentors import InferspanInstrumentor
+    from inferspan.instrumentor import InferspanInstrumentor
 
     InferspanInstrumentor().uninstrument()
 
@@ -66,5 +66,5 @@ def force_flush(timeout_s: float = 30.0) -> bool:
         Whether all was told and flushed in time.
     """
     # not imported for this: a signal handler may flush while the program is just importing it
-    instrumentor = getattr(sys.modules.get(f"{__name__}.instrumentors"), "InferspanInstrumentor", None)
+    instrumentor = getattr(sys.modules.get(f"{__name__}.instrumentor"), "InferspanInstrumentor", None)
     return True if instrumentor is None else bool(instrumentor.flush(timeout_s))

@@ -169,7 +169,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("children_max", "INFERSPAN_CHILDREN_MAX", _integer(0, 10000), "0 to 10000",
         "Child spans of one inference; the rest is only in its sums and metrics"),
     Setting("queue_max", "INFERSPAN_QUEUE_MAX", _integer(1, 1000000), "1 to 1000000",
-        "Finished inferences that wait for the finalizer thread; beyond it children are dropped, and counted"),
+        "Finished inferences that wait for the worker thread; beyond it children are dropped, and counted"),
     Setting("token_points_max", "INFERSPAN_TOKEN_POINTS_MAX", _integer(0, 1024), "0 to 1024",
         "Points that one generation adds to the histogram `inferspan.inter_token.duration`"),
     Setting("models_max", "INFERSPAN_MODELS_MAX", _integer(1, 2000), "1 to 2000",

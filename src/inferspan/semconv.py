@@ -529,7 +529,7 @@ DROPPED = _metric("inferspan.overhead.dropped", "counter", "{record}",
 OVERHEAD_HOOKS = _metric("inferspan.overhead.hooks.time", "observable_counter", "s",
     "Time that calling threads spent in opening inferences, looking at what models were called with, and closing; "
     "what a call costs that only passes through, or a step of decoding, is not in it")
-OVERHEAD_FINALIZER = _metric("inferspan.overhead.finalizer.time", "observable_counter", "s",
+OVERHEAD_WORKER = _metric("inferspan.overhead.worker.time", "observable_counter", "s",
     "CPU time in making spans and points of records, span processors that export at once included")
 OVERHEAD_QUEUE = _metric("inferspan.overhead.queue.max", "observable_gauge", "{record}",
     "Most records that have waited at once, of at most `INFERSPAN_QUEUE_MAX`")

@@ -171,8 +171,8 @@ def test_program_without_models_imports_nothing_and_starts_no_thread_of_ours(exp
 
 
 SETTINGS = textwrap.dedent("""
-from inferspan.inference import scope
-settings = scope.settings()
+from inferspan.core import current
+settings = current.settings()
 print(settings.children_max, settings.metrics, sorted(settings.hooks))
 """)
 

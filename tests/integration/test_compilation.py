@@ -15,11 +15,11 @@ import torch._dynamo
 import torch._dynamo.utils
 import transformers
 
-from inferspan.hooks import compilation
-from inferspan.hooks.patches import Patches
-from inferspan.inference import scope
-from inferspan.inference.record import Inference
-from inferspan.measure.compilation import Compile
+from inferspan.core import current
+from inferspan.core.patching import Patches
+from inferspan.core.record import Inference
+from inferspan.integrations.torch import compilation
+from inferspan.probes.compiles import Compile
 from support import tiny
 
 VERSION = tuple(int(part) for part in torch.__version__.split(".")[:2])
@@ -54,12 +54,12 @@ def kept(record: Inference) -> tuple[Compile, ...]:
 def compiled_in(call: Callable[[], Any], record: Inference | None = None) -> tuple[Compile, ...]:
     """What was compiled in an inference that does ``call``, without gradients."""
     record = record or inference()
-    token = scope.ACTIVE.set(record)
+    token = current.ACTIVE.set(record)
     try:
         with torch.no_grad():
             call()
     finally:
-        scope.ACTIVE.reset(token)
+        current.ACTIVE.reset(token)
     return kept(record)
 
 
@@ -253,9 +253,9 @@ def test_compilation_outside_of_any_inference_belongs_to_none() -> None:
     idle = inference()
     model = torch.compile(double, backend="eager")
     model(torch.ones(2))
-    token = scope.ACTIVE.set(scope.MUTED)
+    token = current.ACTIVE.set(current.SUPPRESSED)
     model(torch.ones(2, dtype=torch.float64))
-    scope.ACTIVE.reset(token)
+    current.ACTIVE.reset(token)
     assert idle.compiles is None
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2
 
@@ -269,7 +269,7 @@ def test_compilation_after_a_reset_is_told(reset: Callable[[], None]) -> None:
 
 
 def test_what_one_inference_keeps_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("inferspan.measure.compilation._KEPT_MAX", 2)
+    monkeypatch.setattr("inferspan.probes.compiles._KEPT_MAX", 2)
     model = torch.compile(double, backend="eager", dynamic=False)
     record = inference()
     for size in range(2, 6):
@@ -321,5 +321,8 @@ def test_original_is_called_and_put_back(hooked: Patches, monkeypatch: pytest.Mo
 
 
 def test_compiler_is_not_imported_for_it() -> None:
-    script = "import sys, inferspan.hooks.compilation; assert not any(name.startswith('torch') for name in sys.modules)"
+    script = (
+        "import sys, inferspan.integrations.torch.compilation; "
+        "assert not any(name.startswith('torch') for name in sys.modules)"
+    )
     subprocess.run([sys.executable, "-c", script], check=True, timeout=120)

@@ -15,7 +15,7 @@ import transformers
 
 import inferspan
 from inferspan import semconv
-from inferspan.instrumentors import InferspanInstrumentor
+from inferspan.instrumentor import InferspanInstrumentor
 from support import tiny
 from support.recorder import FIGURES, MODEL_FACTS, Recorder
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from inferspan import semconv
-from inferspan.instrumentors import InferspanInstrumentor
+from inferspan.instrumentor import InferspanInstrumentor
 from support.fakedevice import FakeGpu, install
 from support.recorder import Recorder
 

@@ -443,13 +443,13 @@ if is_on():
     provider.add_log_record_processor(Raises())
     _logs.set_logger_provider(provider)
 connect(capture_content="EVENT_ONLY")
-from inferspan.inference import content, scope
+from inferspan.core import current, messages
 def tell(n):
-    inference = scope.open_inference("answer", None)
+    inference = current.open_inference("answer", None)
     if inference is not None:
         inference.set("number", n)
-        inference.content = content.Content([("user", "Hello")], [("assistant", "Hi")])
-        scope.run(inference, int, (), {})
+        inference.content = messages.Content([("user", "Hello")], [("assistant", "Hi")])
+        current.run(inference, int, (), {})
     note(ended=n)
 print([tell(n) for n in range(30)])
 """

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from inferspan.inference.record import Inference
+from inferspan.core.record import Inference
 from support.ledger import TREE, Ran, both, program
 
 START = """
@@ -214,8 +214,8 @@ assert set(found) == {1, None}, set(found)
 first = found.index(1)
 note(calls=395 - first)
 assert found[first:] == [1] * len(found[first:])  # no gap: where it fits, it fits from there on
-from inferspan.inference import scope
-print(scope.ACTIVE.get(), scope.open_count())
+from inferspan.core import current
+print(current.ACTIVE.get(), current.open_count())
 print([infer(n) for n in range(1, 31)])
 sys.exit(3)
 """

@@ -1,4 +1,4 @@
-"""A GPU of the tests: a stand-in for ``torch.cuda`` under the real :mod:`inferspan.measure.accelerator`.
+"""A GPU of the tests: a stand-in for ``torch.cuda`` under the real :mod:`inferspan.probes.accelerator`.
 
 It has what the library asks torch for: events on a stream, whether that is being captured, the allocator's counters.
 Time on it passes only by :meth:`FakeGpu.work`, is done by :meth:`FakeGpu.finish`, and what the library must not do
@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from inferspan.measure import accelerator
-from inferspan.measure.accelerator import Captures
+from inferspan.probes import accelerator
+from inferspan.probes.accelerator import Captures
 
 
 class FakeEvent:

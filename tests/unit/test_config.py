@@ -11,8 +11,8 @@ import pytest
 import inferspan
 from inferspan import config
 from inferspan.config import HOOKS, MEASURES, SETTINGS, Settings, load
-from inferspan.inference import scope
-from inferspan.instrumentors import InferspanInstrumentor
+from inferspan.core import current
+from inferspan.instrumentor import InferspanInstrumentor
 from support.recorder import Recorder
 
 HOOKS_ALLOWED = "comma list of pipelines, generation, continuous_batching, tokenizers, models, modules, loading"
@@ -391,7 +391,7 @@ def test_instrument_that_raises_leaves_nothing_instrumented(
         inferspan.instrument(**keywords)
 
     assert InferspanInstrumentor().is_instrumented_by_opentelemetry is False
-    assert scope.settings() is None
+    assert current.settings() is None
     with inferspan.inference("nothing"):
         pass
     bare_recorder.instrument()
@@ -405,7 +405,7 @@ def test_instrument_reads_the_environment_at_that_moment(
 ) -> None:
     monkeypatch.setenv("INFERSPAN_CHILDREN_MAX", "5")
     bare_recorder.instrument()
-    settings = scope.settings()
+    settings = current.settings()
     assert settings is not None
     monkeypatch.setenv("INFERSPAN_CHILDREN_MAX", "6")
 

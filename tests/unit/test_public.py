@@ -12,7 +12,7 @@ import pytest
 
 import inferspan
 from inferspan import config
-from inferspan.inference.block import InferenceBlock, PhaseBlock
+from inferspan.core.block import InferenceBlock, PhaseBlock
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -69,10 +69,10 @@ def test_blocks_methods() -> None:
 def test_entry_points(project: dict[str, Any]) -> None:
     assert project["scripts"] == {"inferspan": "inferspan.cli:main"}
     assert project["entry-points"] == {
-        "opentelemetry_instrumentor": {"inferspan": "inferspan.instrumentors:InferspanInstrumentor"},
+        "opentelemetry_instrumentor": {"inferspan": "inferspan.instrumentor:InferspanInstrumentor"},
         "opentelemetry_environment_variables": {"inferspan": "inferspan.environment_variables"},
-        "opentelemetry_traces_exporter": {"inferspan_console": "inferspan.cli.waterfall:WaterfallSpanExporter"},
-        "opentelemetry_id_generator": {"inferspan": "inferspan.telemetry.ids:IndependentIdGenerator"},
+        "opentelemetry_traces_exporter": {"inferspan_console": "inferspan.exporters.console:WaterfallSpanExporter"},
+        "opentelemetry_id_generator": {"inferspan": "inferspan.emit.ids:IndependentIdGenerator"},
     }
 
 

@@ -24,7 +24,7 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 import inferspan
 from inferspan import semconv
 from inferspan.bench.results import Samples
-from inferspan.telemetry.providers import SCOPE
+from inferspan.emit.providers import SCOPE
 
 REQUEST: ContextVar[int | None] = ContextVar("inferspan_bench_request", default=None)
 """Number of the request that this context serves."""

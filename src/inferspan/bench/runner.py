@@ -37,7 +37,7 @@ from inferspan.bench.results import (
 )
 from inferspan.bench.steady import WINDOW, is_steady
 from inferspan.bench.workload import WorkloadError, batches, poisson
-from inferspan.measure.out_of_memory import out_of_memory
+from inferspan.probes.out_of_memory import out_of_memory
 from inferspan.version import __version__
 
 __all__ = ["Plan", "Progress", "run", "steps"]

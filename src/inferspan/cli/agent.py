@@ -18,9 +18,9 @@ from typing import Any
 
 from inferspan import config, devices, semconv
 from inferspan.cli import CommandError, require
+from inferspan.devices import instruments as device_instruments
 from inferspan.devices.sampler import Sampler
-from inferspan.telemetry import devices as device_instruments
-from inferspan.telemetry.providers import SCOPE
+from inferspan.emit.providers import SCOPE
 from inferspan.version import __version__
 
 _LAST_FLUSH_S = 10.0

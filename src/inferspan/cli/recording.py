@@ -30,7 +30,7 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 
 import inferspan
 from inferspan.cli import CommandError
-from inferspan.cli.waterfall import WaterfallSpanExporter
+from inferspan.exporters.console import WaterfallSpanExporter
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Tracer

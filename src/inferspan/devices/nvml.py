@@ -253,7 +253,7 @@ class Nvml:
         return sample
 
     def meter(self, device: Device) -> Sample:
-        """Energy and SM clock only, for :mod:`inferspan.devices.meter`: two calls."""
+        """Energy and SM clock only, for :mod:`inferspan.probes.energy`: two calls."""
         board = self._boards.get(device.id)
         if board is None or board.lost or not self._initialised:
             return {}

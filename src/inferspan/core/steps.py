@@ -1,0 +1,125 @@
+"""The clock of one ``generate()``: when the first token came, how many steps there were, how long each took.
+
+It is driven by :meth:`tick`, once each time the decoding loop asks whether it should go on: before the first token,
+and after every token. transformers itself has waited for the device by then (the loop needs the answer on the
+host), so a host clock read there is when the token was really there, and nothing of ours waits.
+
+With assisted decoding one step yields one or more tokens: steps are counted here, tokens from the result.
+"""
+
+from __future__ import annotations
+
+from time import perf_counter_ns
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from inferspan.core.batch import Output
+    from inferspan.probes.accelerator import Timer
+    from inferspan.probes.flops.walk import CallShapes, Flops, Inventory
+
+_KEPT_MAX = 1024
+
+
+class Decoded(NamedTuple):
+    """What a decoding loop runs on. ``sequences``: rows that decode; ``exact`` false where more is computed than that
+    tells."""
+
+    inventory: Inventory
+    work: CallShapes
+    sequences: int
+    exact: bool
+
+
+class Generation:
+    """Steps of one generation, of one decoding loop or of several after each other. Times are ``perf_counter_ns``
+    readings, ``outputs`` what each loop returned; ``read_later`` counts the last of them anew once it is on the host.
+
+    ``in_loop`` tells a call that is the generation itself (Whisper's ``generate`` calls the general one for each
+    segment, Blip's that of its language model) from one inside a step of it (a draft model), which must not count.
+    """
+
+    def __init__(self) -> None:
+        self.start_ns = perf_counter_ns()
+        self.end_ns: int | None = None
+        self.first_token_ns: int | None = None
+        self.last_token_ns: int | None = None
+        self.steps = 0
+        self.intervals_ns: list[int] = []
+        self.outputs: list[Output] = []
+        self.read_later: Callable[[Any], Output | None] | None = None
+        self.in_loop = False
+        self.loops = 0
+        self.decoded: Decoded | None = None
+        self.timer: Timer | None = None
+        self._stride = 1
+        self._last_ns = 0
+        self._in_first_step = True
+
+    def tick(self, unfinished: bool = True) -> None:
+        """The loop asks whether to go on; ``unfinished`` is the answer that it gets."""
+        now = perf_counter_ns()
+        began, self.in_loop = not self.in_loop, unfinished
+        if began:
+            self._in_first_step = True
+            self.loops += 1
+            return
+        self.steps += 1
+        if self.first_token_ns is None:
+            self.first_token_ns = now
+            if self.timer is not None:
+                self.timer.lap()
+        elif not self._in_first_step and self.steps % self._stride == 0:
+            self._keep(now - self._last_ns)
+        self._in_first_step = False
+        self._last_ns = self.last_token_ns = now
+
+    def until(self, end_ns: int) -> tuple[int | None, int]:
+        """When the first token came and when the generation ended. One whose phase was cut off goes on beyond it."""
+        first_ns = self.first_token_ns
+        return None if first_ns is None or first_ns > end_ns else first_ns, min(self.end_ns or end_ns, end_ns)
+
+    def time_per_step_ns(self) -> float | None:
+        """Mean time of the steps after the first; ``None`` with fewer than two."""
+        if self.first_token_ns is None or self.last_token_ns is None or self.steps < 2:
+            return None
+        return (self.last_token_ns - self.first_token_ns) / (self.steps - 1)
+
+    def flops(self) -> tuple[Flops, Flops] | None:
+        """Of prefill and decode; ``None`` where they are not known, as of several loops after each other."""
+        decoded = self.decoded
+        if decoded is None or self.loops != 1 or not self.steps:
+            return None
+        found = decoded.inventory.generation(decoded.work, self.steps, decoded.sequences)
+        if found is None or decoded.exact:
+            return found
+        return found[0]._replace(exact=False), found[1]._replace(exact=False)
+
+    def kv_bytes(self) -> int | None:
+        """Keys and values at the end of the loop."""
+        decoded = self.decoded
+        if decoded is None or self.loops != 1 or not decoded.work.cached:
+            return None
+        return decoded.inventory.kv_bytes(decoded.sequences, self._prompt(decoded) + self.steps - 1)
+
+    def read_bytes(self) -> int | None:
+        """What the steps after the first token read at least of weights and cache."""
+        decoded = self.decoded
+        if decoded is None or self.loops != 1 or decoded.inventory.weight_bytes is None:
+            return None
+        middle = decoded.inventory.kv_bytes(decoded.sequences, self._prompt(decoded) + self.steps // 2)
+        return None if middle is None else (self.steps - 1) * (decoded.inventory.weight_bytes + middle)
+
+    @staticmethod
+    def _prompt(decoded: Decoded) -> int:
+        if decoded.inventory.encoder is not None:
+            return decoded.work.decoder_length or 1
+        return decoded.work.length or 1
+
+    def _keep(self, interval_ns: int) -> None:
+        # A long generation keeps every second, fourth, … interval: bounded, and still spread over all its steps.
+        self.intervals_ns.append(interval_ns)
+        if len(self.intervals_ns) >= _KEPT_MAX:
+            del self.intervals_ns[1::2]
+            self._stride *= 2

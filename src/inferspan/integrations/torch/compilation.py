@@ -1,0 +1,50 @@
+"""torch.compile: what was compiled or recompiled during an inference, and why (:mod:`inferspan.probes.compiles`).
+
+Dynamo hands the metrics of each compilation to ``log_compilation_event``, which torch keeps apart to be overridden: as
+it ends, failed or not, in the thread and context that compiled. Nothing is run where nothing is compiled, and
+nothing needs to be registered anew after ``torch.compiler.reset()``, as compile callbacks do; these, moreover, tell
+nothing of two compilations at the same time but the first's begin and the last's end.
+
+With ``torch._dynamo.config.log_compilation_metrics`` off torch does not hand them out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+from inferspan import faults
+from inferspan.core import current
+from inferspan.core.patching import Patches
+from inferspan.core.record import Inference
+from inferspan.probes import compiles
+from inferspan.probes.compiles import Compile, Compiles
+
+
+def _install(module: ModuleType, patches: Patches) -> None:
+    guard_failures = getattr(module, "guard_failures", {})
+
+    def make(original: Callable[[Any], None]) -> Callable[[Any], None]:
+        def log_compilation_event(metrics: Any) -> None:
+            try:
+                active = current.ACTIVE.get()
+                if active is not None and active.inference is not None:
+                    _note(active.inference, compiles.read(metrics, guard_failures))
+            except Exception:  # noqa: BLE001
+                faults.note("compilation.note")
+            original(metrics)
+
+        return log_compilation_event
+
+    patches.wrap(module, "log_compilation_event", make)
+
+
+def _note(inference: Inference, compiled: Compile) -> None:
+    with inference.lock:  # of the threads of one inference() block each may compile
+        if inference.compiles is None:
+            inference.compiles = Compiles()
+        inference.compiles.add(compiled)
+
+
+MODULES = {"torch._dynamo.utils": _install}

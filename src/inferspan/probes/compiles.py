@@ -1,0 +1,125 @@
+"""What torch compiled during an inference: how long it took, and why it had to, as torch itself tells it.
+
+Slowness is never taken for a compilation. The one source is the ``CompilationMetrics`` that Dynamo makes at the end of
+every frame it compiles, in the thread that compiled (:mod:`inferspan.integrations.torch.compilation` receives them).
+
+A first run of compiled code that benchmarks kernels (Triton), or that makes CUDA graph trees ready, is told likewise
+from torch 2.7 on. No event tells of cuDNN's own benchmarks, nor of code that an ahead-of-time package brought along.
+"""
+
+from __future__ import annotations
+
+import os.path
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from inferspan.probes.recompile_reason import UNTOLD, redact
+
+_KEPT_MAX = 64
+_CACHES = ("inductor_fx_local_cache", "inductor_fx_remote_cache")
+
+
+@dataclass(frozen=True, slots=True)
+class Compile:
+    """One compilation of one frame, or what its compiled code did once when it first ran. Times in seconds.
+
+    Attributes:
+        function: name of the frame; ``None`` where torch does not tell (the limit of recompilations, the first run).
+        location: its file, without the directory, and first line.
+        start_ns: ``perf_counter_ns`` when it began.
+        seconds: how long it took, the benchmarks among it. Waiting for another thread's compilation is not in it.
+        reason: ``None`` for a first compilation, else which guard failed, redacted.
+        cache_hit: whether inductor found the code in a cache; ``None`` where torch does not tell.
+        error: type of what ended it without code.
+        autotune_seconds: part of ``seconds`` spent in choosing kernels by benchmark (Triton, ``max_autotune``).
+        cudagraph_seconds: part of ``seconds`` spent in making CUDA graph trees ready.
+    """
+
+    function: str | None
+    location: str | None
+    start_ns: int
+    seconds: float
+    reason: str | None = None
+    cache_hit: bool | None = None
+    error: str | None = None
+    autotune_seconds: float | None = None
+    cudagraph_seconds: float | None = None
+
+
+class Compiles:
+    """Those of one inference: the first of them in ``kept``, the time of all in ``seconds``. ``count`` are the frames
+    that got code, ``recompiles`` those among them that had code before."""
+
+    __slots__ = ("count", "kept", "recompiles", "seconds")
+
+    def __init__(self) -> None:
+        self.kept: list[Compile] = []
+        self.count = 0
+        self.recompiles = 0
+        self.seconds = 0.0
+
+    def add(self, compiled: Compile) -> None:
+        if compiled.function is not None and compiled.error is None:
+            self.count += 1
+            self.recompiles += compiled.reason is not None
+        self.seconds += compiled.seconds
+        if len(self.kept) < _KEPT_MAX:
+            self.kept.append(compiled)
+
+
+def read(metrics: Any, guard_failures: Mapping[Any, Sequence[str]]) -> Compile:
+    """One ``torch._dynamo.utils.CompilationMetrics`` of torch 2.4 or newer, at the moment that it is made.
+
+    Args:
+        metrics: fields that this version does not have are taken for not told.
+        guard_failures: Dynamo's own, by code object: the reasons, where the metrics do not have them (before 2.7).
+    """
+    runtime = getattr(metrics, "is_runtime", False)
+    if runtime:  # began when the first of several was over, which does not tell when
+        seconds = (metrics.duration_us or 0) / 1e6
+    else:
+        start_us = getattr(metrics, "start_time_us", None)
+        seconds = max(time.time() - (metrics.start_time if start_us is None else start_us / 1e6), 0.0)
+    reason = getattr(metrics, "recompile_reason", None) or _reason_before_2_7(metrics, guard_failures)
+    file = metrics.co_filename
+    # torch 2.4: "<class 'torch._dynamo.exc.Unsupported'>"
+    error = None if metrics.fail_type is None else metrics.fail_type.rstrip("'>").rpartition(".")[2]
+    return Compile(
+        function=metrics.co_name,
+        location=None if file is None else f"{os.path.basename(file)}:{metrics.co_firstlineno}",
+        start_ns=time.perf_counter_ns() - int(seconds * 1e9),
+        seconds=seconds,
+        reason=None if reason is None else redact(reason),
+        cache_hit=_cache_hit(metrics),
+        error=error,
+        autotune_seconds=_seconds(metrics, "compile_time_autotune_time_us", "runtime_triton_autotune_time_us"),
+        cudagraph_seconds=_seconds(metrics, "runtime_cudagraphify_time_us"),
+    )
+
+
+def _reason_before_2_7(metrics: Any, guard_failures: Mapping[Any, Sequence[str]]) -> str | None:
+    if not getattr(metrics, "cache_size", None):  # entries of this frame for the same module: none at first
+        return None
+    frame = (metrics.co_name, metrics.co_filename, metrics.co_firstlineno)
+    for code, reasons in reversed(list(guard_failures.items())):
+        if (code.co_name, code.co_filename, code.co_firstlineno) == frame:
+            # one of each cache entry, the newest first
+            newest = len(reasons) - metrics.accumulated_cache_size
+            return reasons[newest] if newest >= 0 else UNTOLD
+    return UNTOLD
+
+
+def _cache_hit(metrics: Any) -> bool | None:
+    def count(name: str) -> int:
+        return sum(getattr(metrics, f"{cache}_{name}_count", None) or 0 for cache in _CACHES)
+
+    if count("miss"):
+        return False
+    return True if count("hit") else None
+
+
+def _seconds(metrics: Any, *names: str) -> float | None:
+    told = [value for name in names if (value := getattr(metrics, name, None)) is not None]
+    return sum(told) / 1e6 if told else None
