@@ -13,7 +13,10 @@ from opentelemetry.instrumentation.instrumentor import BaseInstrumentor  # type:
 
 from inferspan import config, faults, integrations
 from inferspan.core import current
+from inferspan.core.plan import Probes
 from inferspan.emit.pipeline import Pipeline
+from inferspan.integrations.torch.describe import TorchDescriber
+from inferspan.probes import TABLE
 
 # What is measured by hooks of its own, whichever libraries are instrumented.
 _NEEDED = {"gpu_time": "graphs", "compiles": "compilation"}
@@ -35,7 +38,7 @@ if hasattr(os, "register_at_fork"):
 class InferspanInstrumentor(BaseInstrumentor):  # type: ignore[misc]  # its module is untyped
     """Instruments transformers and torch in this process; a singleton, like every instrumentor."""
 
-    _reporter: Pipeline | None = None
+    _pipeline: Pipeline | None = None
 
     def __new__(cls, *args: Any, **kwargs: Any) -> InferspanInstrumentor:
         with _lock:  # the base class lets two threads that come first make one each
@@ -64,22 +67,23 @@ class InferspanInstrumentor(BaseInstrumentor):  # type: ignore[misc]  # its modu
         faults.forget()
         if "torch" not in sys.modules and importlib.util.find_spec("torch") is None:
             faults.warn("torch is not installed: inferspan has only inferspan.inference() blocks to record")
-        reporter = Pipeline(settings, **providers)
-        InferspanInstrumentor._reporter = reporter
-        current.connect(reporter)
+        probes = Probes(TABLE)
+        pipeline = Pipeline(settings, probes, **providers)
+        InferspanInstrumentor._pipeline = pipeline
+        current.connect(pipeline, settings, probes, TorchDescriber())
         needed = {hook for measure, hook in _NEEDED.items() if measure in settings.measure} | _ON_REQUEST
         integrations.install(settings.hooks | needed)
 
     def _uninstrument(self, **kwargs: Any) -> None:
         integrations.remove()
         current.abandon_open()  # what still runs in other threads ends here, with what is known of it
-        current.connect(None)
-        reporter, InferspanInstrumentor._reporter = self._reporter, None
-        if reporter is not None:
-            reporter.close()
+        current.disconnect()
+        pipeline, InferspanInstrumentor._pipeline = self._pipeline, None
+        if pipeline is not None:
+            pipeline.close()
 
     @classmethod
     def flush(cls, timeout_s: float) -> bool:
-        """Tell everything finished, and have the providers flush; true if there was nothing left to do."""
-        reporter = cls._reporter
-        return True if reporter is None else reporter.flush(timeout_s)
+        """Emit everything finished, and have the providers flush; true if there was nothing left to do."""
+        pipeline = cls._pipeline
+        return True if pipeline is None else pipeline.flush(timeout_s)

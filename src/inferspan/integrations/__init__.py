@@ -17,6 +17,7 @@ from types import ModuleType
 from wrapt import register_post_import_hook
 
 from inferspan import faults
+from inferspan.core import current
 from inferspan.core.patching import Patches
 from inferspan.integrations import processes
 from inferspan.integrations.torch import compilation, eval_modules, graphs, layers, parallel
@@ -51,6 +52,7 @@ def install(enabled: frozenset[str]) -> None:
     """Patch what is imported already, now, and the rest when the program imports it."""
     global _patches, _enabled
     _patches, _enabled = Patches(), enabled
+    current.state.patches = _patches
     for hook, installs in _TABLE.items():
         for module_name, function in installs.items():
             _await(hook, module_name, function)
@@ -60,6 +62,7 @@ def remove() -> None:
     """Put everything back as it was."""
     global _patches
     patches, _patches = _patches, None
+    current.state.patches = None
     if patches is not None:
         patches.undo()
 

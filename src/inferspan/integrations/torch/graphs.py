@@ -11,7 +11,7 @@ from types import ModuleType
 from typing import Any
 
 from inferspan.core.patching import Patches
-from inferspan.probes.accelerator import captures
+from inferspan.probes.captures import captures
 
 
 def _install(module: ModuleType, patches: Patches) -> None:

@@ -22,9 +22,10 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, NamedTuple
 
+from inferspan.integrations.torch.describe import dtype_of, written_class
 from inferspan.probes.flops.inventory import CallShapes, Convolution, Flops, Inventory, Stack
 
-__all__ = ["METHOD", "CallShapes", "Flops", "Inventory", "read_shapes", "take_inventory"]
+__all__ = ["METHOD", "CallShapes", "Flops", "Inventory", "dtype_of", "read_shapes", "take_inventory"]
 
 METHOD = "linear_inventory"
 
@@ -127,7 +128,7 @@ def take_inventory(model: Any) -> Inventory | None:
         main, side, feeds_decoder = side, Stack(), False
     if not (main.token or main.row or main.head or main.chain):
         return None
-    kind = class_of(model).__name__
+    kind = written_class(model).__name__
     is_known = any(base.__module__.partition(".")[0] == "transformers" for base in type(model).__mro__)
     if walk.is_staged or (main.chain and not main.layers and is_known and not kind.startswith("ResNet")):
         return None  # positions that are merged on the way, or branches of convolutions, are not told by names
@@ -146,13 +147,6 @@ def take_inventory(model: Any) -> Inventory | None:
         weight_bytes=main.weight_bytes if walk.sizes_known else None,
         kv=walk.kv if walk.kv and callable(generates) and generates() else None,
     )
-
-
-def class_of(module: Any) -> type:
-    """The class that a module was written as: torch's ``fully_shard()`` puts one of its own making before it."""
-    cls = type(module)
-    bases = cls.__bases__
-    return bases[1] if len(bases) == 2 and cls.__module__.startswith("torch.distributed.") else cls
 
 
 class _Place(NamedTuple):
@@ -198,7 +192,7 @@ class _Walk:
         return any(stack.chain and len(self._widths.get(id(stack), ())) > 1 for stack in (self.main, self.side))
 
     def visit(self, module: Any, place: _Place) -> None:
-        own, kind = module.__dict__, class_of(module).__name__
+        own, kind = module.__dict__, written_class(module).__name__
         children = own.get("_modules") or {}
         size = _matrix(own)
         wraps_linear = any(_matrix(child.__dict__) for child in children.values() if child is not None)
