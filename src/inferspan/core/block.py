@@ -32,8 +32,8 @@ class InferenceBlock:
         self._overrides: dict[str, int] = {}
 
     def phase(self, name: str) -> PhaseBlock:
-        """A phase of this inference: ``with block.phase("tokenize"): ...``, sync or async, from any thread or task. Of a
-        block that was not entered, it is one of the inference that runs here."""
+        """A phase of this inference: ``with block.phase("tokenize"): ...``, sync or async, from any thread or task. Of
+        a block that was not entered, it is one of the inference that runs here."""
         return PhaseBlock(self._inference if self._is_entered else current.open_here(), name)
 
     def set_tokens(self, *, input: int | None = None, output: int | None = None) -> None:  # noqa: A002
