@@ -95,7 +95,7 @@ def run(options: argparse.Namespace) -> int:
     models = () if ":" in options.target and "/" not in options.target else ("torch", "transformers")
     require("bench", "bench", *needed, *models)
     from inferspan.bench import runner
-    from inferspan.bench.results import FormatError, load, save
+    from inferspan.bench.result_file import FormatError, load, save
     from inferspan.bench.targets import TargetError
     from inferspan.bench.workload import WorkloadError
 
