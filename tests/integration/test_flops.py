@@ -355,5 +355,4 @@ def test_llama_3_8b_agrees_with_the_formula_by_hand() -> None:
     assert decode == (2 * (10 * (32 * layer + head) + 2 * 32 * 4096 * keys), True)
     norms = 65 * 4096
     assert inventory.weight_bytes == pytest.approx(2 * (32 * layer + head + norms + 4096), rel=1e-6)
-    assert inventory.kv_bytes_per_token == 2 * 2 * 32 * 8 * 128
     assert inventory.kv_bytes(3, 1000) == 3 * 1000 * 2 * 2 * 32 * 8 * 128

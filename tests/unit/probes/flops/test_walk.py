@@ -279,7 +279,6 @@ def test_generation_with_a_draft_is_not_told() -> None:
 
 def test_the_cache_of_a_layer_with_a_window_stops_growing() -> None:
     inventory = _numbers()
-    assert inventory.kv_bytes_per_token == 11
     assert inventory.kv_bytes(2, 3) == 2 * 3 * 11
     assert inventory.kv_bytes(2, 100) == 2 * (100 * 10 + 4 * 1)
 
