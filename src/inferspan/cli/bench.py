@@ -250,7 +250,7 @@ def _quieten() -> None:
     warnings.simplefilter("default", InferspanWarning)
 
 
-# -- what is reported -------------------------------------------------------------------------------------------------
+# -- what is reported --------------------------------------------------------------------------------------------------
 
 
 def _report(options: argparse.Namespace, result: Result, baseline: Result | None) -> int:
