@@ -18,10 +18,10 @@ a wrapper that somebody kept beyond ``uninstrument()`` finds none and passes str
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import os
 import sys
+from asyncio import _get_running_loop, current_task
 from collections.abc import Callable
 from contextlib import suppress
 from contextvars import ContextVar
@@ -50,7 +50,6 @@ if TYPE_CHECKING:
 
 _CLOSING_NS = 10**9
 _SUPPRESSED = Phase("suppressed", None, 0)
-_running_loop = asyncio._get_running_loop
 
 
 class Sink(Protocol):
@@ -124,8 +123,8 @@ innermost = _active.get
 
 def _task() -> Any:
     """What may take turns with others on this thread: the asyncio or trio task, or the greenlet, if there is one."""
-    if _running_loop() is not None:
-        return asyncio.current_task()
+    if _get_running_loop() is not None:
+        return current_task()
     trio, greenlet = sys.modules.get("trio"), sys.modules.get("greenlet")
     if trio is not None:
         with suppress(RuntimeError):  # not inside of trio

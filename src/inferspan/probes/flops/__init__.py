@@ -13,7 +13,9 @@ from inferspan import semconv
 from inferspan.core import current
 from inferspan.core.probe import Brackets, DecodingLoop, Point, Probe, Report, Values
 from inferspan.core.steps import DECODE, PREFILL
+from inferspan.integrations.torch.describe import dtype_of
 from inferspan.probes.flops import peaks, walk
+from inferspan.probes.flops.shapes import read_shapes
 
 if TYPE_CHECKING:
     from inferspan.core.model import ModelInfo
@@ -83,7 +85,7 @@ def inventory_of(model: Any, info: ModelInfo) -> Inventory | None:
     """The model's matrix products, listed when first asked for."""
     if "inventory" not in info.facts:
         inventory = info.facts["inventory"] = walk.take_inventory(model)
-        info.dtype = walk.dtype_of(model)
+        info.dtype = dtype_of(model)
         spread = getattr(model, "hf_device_map", None)
         places = len(set(spread.values())) if isinstance(spread, dict) else 1
         info.devices = max(places, 1 if inventory is None else inventory.shards)
@@ -104,7 +106,7 @@ class FlopsProbe(Probe):
         self, phase: Phase, mark: ForwardShapes, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:
         inventory = inventory_of(model, current.model_info(model))
-        shapes = None if inventory is None else walk.read_shapes(args, kwargs)
+        shapes = None if inventory is None else read_shapes(args, kwargs)
         if inventory is not None and shapes is not None:
             mark.calls.append((inventory, shapes))
 
@@ -112,7 +114,7 @@ class FlopsProbe(Probe):
         if phase.generation is None or phase.inference is None:
             return
         info = current.model_info(loop.model)
-        inventory, shapes = inventory_of(loop.model, info), walk.read_shapes(loop.args, loop.kwargs)
+        inventory, shapes = inventory_of(loop.model, info), read_shapes(loop.args, loop.kwargs)
         if inventory is None or shapes is None:
             return
         shapes.assisted = shapes.assisted or loop.is_assisted
