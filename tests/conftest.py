@@ -15,7 +15,7 @@ import pytest
 
 import inferspan
 from inferspan import faults
-from inferspan.core.patching import is_ours
+from inferspan.integrations.patching import is_ours
 from support.fakenvml import FakeDriver, build
 from support.recorder import Recorder
 

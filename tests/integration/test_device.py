@@ -16,8 +16,8 @@ from transformers import pipeline
 
 import inferspan
 from inferspan import faults, semconv
-from inferspan.core import worker
-from inferspan.core.patching import is_ours
+from inferspan.emit import worker
+from inferspan.integrations.patching import is_ours
 from inferspan.probes import accelerator
 from support import tiny
 from support.fakedevice import FakeGpu, install, obeyed

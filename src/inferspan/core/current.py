@@ -38,7 +38,6 @@ from inferspan import faults
 from inferspan.core import rank
 from inferspan.core.errors import Failure, failure_of, is_cancellation
 from inferspan.core.model import Describer, ModelInfo, Models
-from inferspan.core.patching import Patches
 from inferspan.core.plan import Plan, Plans, Probes
 from inferspan.core.probe import CallSite, begin, end
 from inferspan.core.record import Inference, Overflow, Overlap, Phase, Phases, StandalonePhase
@@ -75,7 +74,7 @@ class State:
         self.settings: Settings | None = None
         self.sink: Sink | None = None
         self.describer: Describer | None = None
-        self.patches: Patches | None = None
+        self.patches: Any = None  # what the integrations have replaced
         self.probes = Probes(())
         self.plans = Plans()
         self.models = Models()

@@ -18,11 +18,12 @@ from inferspan import faults, forks, semconv
 from inferspan.core import current, rank
 from inferspan.core.probe import Probe, Report, add_up, is_ready, parts_of
 from inferspan.core.record import Inference, Overflow, Phase, StandalonePhase
-from inferspan.core.worker import Record, Worker
+from inferspan.devices import instruments
 from inferspan.emit.content import content_attributes
 from inferspan.emit.metrics import Points
 from inferspan.emit.providers import Providers
 from inferspan.emit.spans import emit_inference, emit_standalone, start_root
+from inferspan.emit.worker import Record, Worker
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context
@@ -71,7 +72,7 @@ class Pipeline:
             settings.flush_timeout,
             has_fast_path=settings.fast_path,
         )
-        self.sampler = _sampler(settings)
+        self._sampler: Sampler | None = None
         self._hooks_ns = 0
         self._points: Points | None = None
         self._over_children_max = 0
@@ -123,6 +124,12 @@ class Pipeline:
             semconv.OVERHEAD_QUEUE: self._worker.most_waiting,
         }
 
+    def sampler(self) -> Sampler | None:
+        """What reads devices, host and process; not imported before somebody collects, nor where nobody reports."""
+        if self._sampler is None and self.settings.devices != "never":
+            self._sampler = forks.import_module("inferspan.devices.choice").sampler(self.settings)
+        return self._sampler
+
     def leave_process(self) -> None:
         if self._worker.is_used():
             self.flush(self.settings.flush_timeout)
@@ -131,8 +138,8 @@ class Pipeline:
         """Emit everything finished, and stop."""
         self._stop()
         self._providers.release()
-        if self.sampler is not None:
-            self.sampler.stop()
+        if self._sampler is not None:
+            self._sampler.stop()
         self._probes.close()
         _process.hooks_ns += self._hooks_ns
         _process.worker_ns += self._worker.busy_ns
@@ -210,10 +217,7 @@ class Pipeline:
             meter = self._providers.new_meter()
             if meter is not None:
                 self._points = Points(meter, self.settings, partial(partial, _observe))
-                if self.sampler is not None:
-                    from inferspan.devices import instruments
-
-                    instruments.create(meter, self.settings, _current_sampler)
+                instruments.create(meter, self.settings, _current_sampler)
 
     @faults.guarded("telemetry.metrics")  # a user's view or exemplar filter
     def _emit_points(self, record: Inference | StandalonePhase, report: Report | None) -> None:
@@ -264,15 +268,6 @@ class Pipeline:
             )
 
 
-def _sampler(settings: Settings) -> Sampler | None:
-    """What reads devices, host and process; not imported where nobody is to report them."""
-    if settings.devices == "never":
-        return None
-    from inferspan import devices
-
-    return devices.sampler(settings)
-
-
 def _in_time(function: Callable[[], bool], timeout_s: float) -> bool:
     """What ``function`` gives, or false where that takes longer: a span processor may block for as long as it likes."""
     given: list[bool] = []
@@ -296,4 +291,4 @@ def _observe(name: str, options: CallbackOptions) -> Iterable[Observation]:
 
 
 def _current_sampler() -> Sampler | None:
-    return None if _process.pipeline is None else _process.pipeline.sampler
+    return None if _process.pipeline is None else _process.pipeline.sampler()

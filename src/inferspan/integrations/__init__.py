@@ -18,8 +18,8 @@ from wrapt import register_post_import_hook
 
 from inferspan import faults
 from inferspan.core import current
-from inferspan.core.patching import Patches
 from inferspan.integrations import processes
+from inferspan.integrations.patching import Patches
 from inferspan.integrations.torch import compilation, eval_modules, graphs, layers, parallel
 from inferspan.integrations.transformers import continuous_batching, generate, loading, models, pipelines, tokenizers
 

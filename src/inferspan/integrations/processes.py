@@ -13,7 +13,7 @@ from types import ModuleType
 from typing import Any
 
 from inferspan.core import current
-from inferspan.core.patching import Patches
+from inferspan.integrations.patching import Patches
 
 _LAST = -sys.maxsize
 

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from importlib import import_module
 
 from inferspan.config import HOST_ALLOCATIONS
 from inferspan.core.probe import CallSite, Probe, Row
+from inferspan.forks import import_module
 
 _CHOOSER = "inferspan.integrations.torch.layers"
 

@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-
 from inferspan.core.patching import Patches, is_ours
 
 

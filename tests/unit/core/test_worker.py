@@ -10,6 +10,7 @@ from time import perf_counter_ns, sleep
 from typing import Any
 
 import pytest
+from inferspan.core.worker import Record, Worker
 from opentelemetry import context as otel_context
 from opentelemetry import trace
 from opentelemetry.context import Context
@@ -19,7 +20,6 @@ from opentelemetry.sdk.trace import TracerProvider
 from inferspan import faults
 from inferspan.core import worker as worker_module
 from inferspan.core.record import Inference, Phase, StandalonePhase
-from inferspan.core.worker import Record, Worker
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="the platform has no fork")
 

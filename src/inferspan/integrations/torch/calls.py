@@ -23,8 +23,8 @@ from typing import Any
 
 from inferspan import faults, semconv
 from inferspan.core import current
-from inferspan.core.patching import Patches, is_ours
 from inferspan.core.record import Inference, Phase
+from inferspan.integrations.patching import Patches, is_ours
 from inferspan.integrations.tensors import read_call
 
 EVAL_FRAME = "torch._dynamo.eval_frame"

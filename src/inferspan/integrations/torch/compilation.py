@@ -16,7 +16,7 @@ from typing import Any
 
 from inferspan import faults
 from inferspan.core import current
-from inferspan.core.patching import Patches
+from inferspan.integrations.patching import Patches
 from inferspan.probes import compiles
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from inferspan import faults
 from inferspan.core import current
-from inferspan.core.patching import Patches
+from inferspan.integrations.patching import Patches
 from inferspan.integrations.torch import calls
 from inferspan.integrations.torch.calls import EVAL_FRAME, hide_from_compiler, is_root, unwrap_model
 

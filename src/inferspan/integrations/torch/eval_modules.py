@@ -19,7 +19,7 @@ from typing import Any
 
 from inferspan import faults
 from inferspan.core import current
-from inferspan.core.patching import Patches, subclasses
+from inferspan.integrations.patching import Patches, subclasses
 from inferspan.integrations.torch import compiled
 from inferspan.integrations.torch.calls import forget, is_root, roots, track_root, untrack_root, unwrap_model, wrap_call
 from inferspan.integrations.torch.layers import choose

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
-from inferspan.core.patching import Patches
+from inferspan.integrations.patching import Patches
 from inferspan.probes.captures import captures
 
 

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from inferspan import faults
 from inferspan.core import current
-from inferspan.core.patching import Patches
+from inferspan.integrations.patching import Patches
 from inferspan.integrations.torch.calls import track, unwrap_model, wrap_call
 
 if TYPE_CHECKING:

@@ -23,9 +23,9 @@ from inferspan import faults, semconv
 from inferspan.core import current
 from inferspan.core.batch import Batch
 from inferspan.core.errors import type_name
-from inferspan.core.patching import Patches
 from inferspan.core.record import Inference, Phase
 from inferspan.core.steps import Generation
+from inferspan.integrations.patching import Patches
 from inferspan.integrations.torch.describe import id_set
 
 _REQUEST = "_inferspan_request"

@@ -24,9 +24,9 @@ from opentelemetry.context import Context
 
 from inferspan import faults, semconv
 from inferspan.core import current
-from inferspan.core.patching import Patches, subclasses
 from inferspan.core.record import Inference, Phase
 from inferspan.core.steps import Generation
+from inferspan.integrations.patching import Patches, subclasses
 from inferspan.integrations.tensors import read_output
 from inferspan.integrations.transformers import inputs
 

@@ -16,9 +16,9 @@ from typing import Any
 
 from inferspan import faults, semconv
 from inferspan.core import current
-from inferspan.core.patching import Patches
 from inferspan.core.plan import Plan
 from inferspan.core.record import Inference, Lazy
+from inferspan.integrations.patching import Patches
 
 _MARK = "_inferspan_lazy"
 

@@ -21,9 +21,9 @@ from typing import Any
 from inferspan import faults, semconv
 from inferspan.core import current
 from inferspan.core.messages import Content
-from inferspan.core.patching import Patches
 from inferspan.core.plan import Plan
 from inferspan.core.record import Inference, Phase
+from inferspan.integrations.patching import Patches
 from inferspan.integrations.tensors import read_batch
 from inferspan.integrations.transformers import content, lazy
 from inferspan.integrations.transformers.generate import PIPELINES, count_output

@@ -14,8 +14,8 @@ from typing import Any
 from inferspan import faults, semconv
 from inferspan.core import current
 from inferspan.core.model import display_name
-from inferspan.core.patching import Patches
 from inferspan.core.record import Phase
+from inferspan.integrations.patching import Patches
 
 
 def _install(module: ModuleType, patches: Patches) -> None:

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from types import ModuleType
 
 import pytest
-
 from inferspan.core.patching import Patches
+
 from inferspan.integrations.torch import graphs
 from inferspan.probes import accelerator
 from inferspan.probes.accelerator import Captures
