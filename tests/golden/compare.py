@@ -9,6 +9,7 @@ from typing import Any
 
 from golden.renames import RENAMES
 
+_SHOWN = 400
 _ATTRIBUTE = re.compile(r"[\w.]+ = ")
 _METRIC = re.compile(r"[\w.]+ (counter|updowncounter|gauge|histogram|ExponentialHistogram)( |$)")
 
@@ -25,8 +26,10 @@ def renamed(text: str, renames: Mapping[str, str] = RENAMES) -> str:
 
 def difference(recorded: str, found: str) -> str:
     """A unified diff, empty where there is none."""
-    lines = difflib.unified_diff(renamed(recorded).splitlines(), found.splitlines(), "recorded", "now", "", "", 8, "")
-    return "\n".join(lines)
+    before, after = renamed(recorded).splitlines(), found.splitlines()
+    lines = list(difflib.unified_diff(before, after, "recorded", "now", n=8, lineterm=""))
+    more = [f"… and {len(lines) - _SHOWN} lines more"] if len(lines) > _SHOWN else []
+    return "\n".join([*lines[:_SHOWN], *more])
 
 
 def _parsed(lines: list[str]) -> list[Any]:

@@ -16,6 +16,15 @@ NAMES = (
     "models",
     "compiled",
     "texts",
+    "errors",
+    "blocks",
+    "batching",
+    "layers",
+    "content",
+    "settings",
+    "providers",
+    "lifecycle",
+    "devices",
 )
 """Each is a module of ``golden.scenarios`` with a ``GROUP``."""
 

@@ -97,3 +97,8 @@ def literal(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.6g}" if value != int(value) or abs(value) > 1e15 else f"{value:.1f}"
     return repr(value)
+
+
+def sentence(text: str) -> str:
+    """A warning, without the time that it speaks of."""
+    return re.sub(r"\([\d.]+ (s|min|h)\)", "(<time>)", text)

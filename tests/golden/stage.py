@@ -26,7 +26,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 import inferspan
-from golden import internals, text
+from golden import internals, placeholders, text
 from golden.outcome import short
 from support.recorder import Recorder
 
@@ -115,7 +115,7 @@ class Stage(Recorder):
 
 def run(name: str, scenario: Scenario) -> str:
     """The scenario's text."""
-    with _alone() as (patch, folder), _heard(folder) as heard:
+    with _alone() as (patch, folder), _heard() as heard:
         stage = Stage(patch, folder)
         try:
             result = short(scenario(stage))
@@ -145,24 +145,29 @@ def _alone() -> Iterator[tuple[pytest.MonkeyPatch, Path]]:
 
 
 @contextmanager
-def _heard(folder: Path) -> Iterator[list[str]]:
+def _heard() -> Iterator[list[str]]:
     """What is warned of and logged by the library."""
     heard: list[str] = []
 
     class Keep(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            heard.append(f"logged {record.levelname} {record.getMessage()}")
+            heard.append(f"logged {record.levelname} {placeholders.sentence(record.getMessage())}")
 
-    keep, logger = Keep(), logging.getLogger("inferspan")
+    keep, logger, sdk = Keep(), logging.getLogger("inferspan"), logging.getLogger("opentelemetry")
     logger.addHandler(keep)
+    level = sdk.level
+    sdk.setLevel(logging.CRITICAL)  # it complains of limits that are reached, and more that is done on purpose
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         warnings.simplefilter("always", inferspan.InferspanWarning)
-        warnings.showwarning = lambda message, category, *_, **__: heard.append(f"{category.__name__} {message}")
+        warnings.showwarning = lambda message, category, *_, **__: heard.append(
+            f"{category.__name__} {placeholders.sentence(str(message))}"
+        )
         try:
             yield heard
         finally:
             logger.removeHandler(keep)
+            sdk.setLevel(level)
 
 
 def _without_places(written: str, folder: Path) -> str:
