@@ -73,7 +73,8 @@ def attribute(name: str, value: Any) -> str:
         return ATTRIBUTES[name]
     if name == _now(_STACK):
         # of all its frames the last one: the others are where the libraries and we happen to be
-        return f"<frames, the last in {re.findall(r', in ([^ ]+)$', value, re.MULTILINE)[-1]}>"
+        functions = re.findall(r", in (\S+)$", value, re.MULTILINE)
+        return f"<frames, the last in {functions[-1]}>"
     if name == _now(_LOCATION):
         return literal(re.sub(r":\d+$", ":<line>", value))
     if name == _now(_REASON):

@@ -7,6 +7,8 @@ import threading
 from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
+from time import sleep
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -276,6 +278,22 @@ def _driver(lines: tuple[str, ...], settings: dict[str, Any], stage: Stage) -> A
     driver.says(*lines)
     stage.instrument(devices="always", **settings)
     return called(tiny.classifier(), IDS)
+
+
+@on_gpu
+def energy(stage: Stage, gpu: FakeGpu) -> Any:
+    """Of an inference of more than a second; and cycles, of the driver's clock."""
+    driver = FakeDriver(_library()[1], stage.folder)
+    driver.load(stage.patch)
+    driver.says("field.83=1000000")
+    board = SimpleNamespace(uuid="00000000-0000-0000-0000-000000000000")
+    stage.patch.setattr(torch.cuda, "is_initialized", lambda: True)
+    stage.patch.setattr(torch.cuda, "device_count", lambda: 1)
+    stage.patch.setattr(torch.cuda, "get_device_properties", lambda index: board)
+    stage.instrument(devices="never")
+    made = working(lm(), gpu)
+    made.register_forward_hook(lambda *_: sleep(0.6))
+    return made.generate(IDS, max_new_tokens=2)
 
 
 GROUP["driver, one board"] = partial(_driver, (), {})

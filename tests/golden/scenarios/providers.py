@@ -68,7 +68,8 @@ _SAMPLERS: dict[str, Callable[[], sampling.Sampler]] = {
 
 
 def _sampled(sampler: Callable[[], sampling.Sampler], stage: Stage) -> Any:
-    stage.provide(sampler=sampler())
+    # what is recorded and not sampled comes to processors, and not to exporters
+    stage.provide(sampler=sampler(), processors=[Ends(stage.say)])
     stage.instrument()
     return _work(stage)
 
@@ -123,7 +124,8 @@ class Ends(SpanProcessor):
         self.say = say
 
     def on_end(self, span: ReadableSpan) -> None:
-        self.say(f"processor got {span.name}")
+        sampled = "" if span.context.trace_flags.sampled else ", not sampled"
+        self.say(f"processor got {span.name} with {len(span.attributes or {})} attributes{sampled}")
 
 
 class Ending(SpanProcessor):
