@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import random
 from importlib.metadata import version
@@ -46,6 +47,8 @@ def text(name: str, chance: random.Random | None = None) -> str:
     order = list(group)
     if chance is not None:
         chance.shuffle(order)
+    gc.collect()
+    gc.freeze()  # what the groups before have left is looked at no more
     found = {scenario: run(scenario, group[scenario]) for scenario in order}
     return "\n\n".join(found[scenario] for scenario in group) + "\n"
 

@@ -16,17 +16,19 @@ import transformers
 
 import inferspan
 from golden.outcome import raised
+from golden.renames import RENAMES
 from golden.scenarios.parts import IDS, ROWS, THREE, Net, called, classifier, each, lm
 from golden.stage import Group, Stage
 from inferspan.config import MEASURES
 from support import tiny
 from support.fakedevice import FakeGpu, install, obeyed
-from support.fakenvml import FakeDriver, build
+from support.fakenvml import FakeDriver, build, until
 
 GROUP = Group("devices")
 
 STEP_S = 0.01
 MIB = 1 << 20
+XIDS = RENAMES.get("inferspan.device.xids", "inferspan.device.xids")
 
 
 def _on_gpu(scenario: Callable[[Stage, FakeGpu], Any], stage: Stage) -> Any:
@@ -280,16 +282,49 @@ def _driver(lines: tuple[str, ...], settings: dict[str, Any], stage: Stage) -> A
     return called(tiny.classifier(), IDS)
 
 
+def _known_to_torch(stage: Stage) -> None:
+    """The driver's first board is torch's ``cuda:0``."""
+    board = SimpleNamespace(uuid="00000000-0000-0000-0000-000000000000")
+    stage.patch.setattr(torch.cuda, "is_initialized", lambda: True)
+    stage.patch.setattr(torch.cuda, "device_count", lambda: 1)
+    stage.patch.setattr(torch.cuda, "get_device_properties", lambda index: board)
+
+
+@GROUP
+def driver_of_a_board_that_torch_knows(stage: Stage) -> Any:
+    driver = FakeDriver(_library()[1], stage.folder)
+    driver.load(stage.patch)
+    _known_to_torch(stage)
+    stage.instrument(devices="always")
+
+
+@GROUP
+def driver_read_twice(stage: Stage) -> Any:
+    """What is a mean since the last collection."""
+    driver = FakeDriver(_library()[1], stage.folder)
+    driver.load(stage.patch)
+    stage.instrument(devices="always", devices_detail="gpm", devices_interval=0.5)
+    stage.collect()
+    sleep(0.6)
+
+
+@GROUP
+def driver_that_tells_errors(stage: Stage) -> Any:
+    driver = FakeDriver(_library()[1], stage.folder)
+    driver.load(stage.patch)
+    stage.instrument(devices="always", devices_detail="xid", devices_interval=0.5)
+    stage.collect()
+    driver.says("xid=79", "xid.serial=1")
+    until(lambda: stage.points(XIDS))
+
+
 @on_gpu
 def energy(stage: Stage, gpu: FakeGpu) -> Any:
     """Of an inference of more than a second; and cycles, of the driver's clock."""
     driver = FakeDriver(_library()[1], stage.folder)
     driver.load(stage.patch)
     driver.says("field.83=1000000")
-    board = SimpleNamespace(uuid="00000000-0000-0000-0000-000000000000")
-    stage.patch.setattr(torch.cuda, "is_initialized", lambda: True)
-    stage.patch.setattr(torch.cuda, "device_count", lambda: 1)
-    stage.patch.setattr(torch.cuda, "get_device_properties", lambda index: board)
+    _known_to_torch(stage)
     stage.instrument(devices="never")
     made = working(lm(), gpu)
     made.register_forward_hook(lambda *_: sleep(0.6))

@@ -199,9 +199,10 @@ def model_calls_another(stage: Stage) -> Any:
 
 
 @GROUP
-def quantized_names(stage: Stage) -> Any:
+def named_and_quantized(stage: Stage) -> Any:
     """A model with a Hub id is called that."""
     stage.instrument()
     model = tiny.classifier()
     model.config._name_or_path = "org/reader"
+    model.config.quantization_config = {"quant_method": "none of the real ones"}
     return called(model, IDS)
