@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from golden.renames import RENAMES
 
 _SHOWN = 400
 _ATTRIBUTE = re.compile(r"[\w.]+ = ")
+_BETWEEN = re.compile(r", (?=[\w.]+=)")
 _METRIC = re.compile(r"[\w.]+ (counter|updowncounter|gauge|histogram|ExponentialHistogram)( |$)")
 
 
@@ -20,7 +21,7 @@ def renamed(text: str, renames: Mapping[str, str] = RENAMES) -> str:
         return text
     names = "|".join(map(re.escape, sorted(renames, key=len, reverse=True)))
     whole = re.compile(rf"(?<![\w.])({names})(?![\w]|\.\w)")
-    lines = whole.sub(lambda found: renames[found[1]], text).splitlines()
+    lines = map(_point, whole.sub(lambda found: renames[found[1]], text).splitlines())
     return "\n".join(_written(_sorted(_parsed(lines)))) + "\n"
 
 
@@ -32,7 +33,16 @@ def difference(recorded: str, found: str) -> str:
     return "\n".join([*lines[:_SHOWN], *more])
 
 
-def _parsed(lines: list[str]) -> list[Any]:
+def _point(line: str) -> str:
+    """The line, of a metric's point with its attributes by their new names."""
+    before, brace, rest = line.partition("{")
+    own, end, value = rest.rpartition("} ")
+    if before.strip() or not end:
+        return line
+    return f"{before}{brace}{', '.join(sorted(_BETWEEN.split(own)))}{end}{value}"
+
+
+def _parsed(lines: Iterable[str]) -> list[Any]:
     """The lines as a tree, by their indentation: pairs of a line and what is below it."""
     top: list[Any] = []
     open_: list[tuple[int, list[Any]]] = [(-1, top)]

@@ -20,7 +20,6 @@ _ATTRIBUTES = {
     "inferspan.energy.consumption": "<joules>",
     "inferspan.gpu.busy_share": "<ratio>",
     "inferspan.host.allocated": BYTES,
-    "inferspan.host.peak": BYTES,
     "inferspan.layer.attention.time": TIME,
     "inferspan.layer.mlp.time": TIME,
     "inferspan.load.time": TIME,
@@ -33,6 +32,8 @@ _ATTRIBUTES = {
     "inferspan.torch.version": "<version>",
     "inferspan.transformers.version": "<version>",
 }
+_LEFT_OUT = {"inferspan.host.peak"}
+"""There only where no earlier phase was higher, which differs."""
 _STACK, _LOCATION, _REASON = "exception.stacktrace", "inferspan.compile.location", "inferspan.compile.reason"
 
 _METRICS = {
@@ -62,6 +63,7 @@ def _now(name: str) -> str:
 
 
 ATTRIBUTES = {_now(name): shown for name, shown in _ATTRIBUTES.items()}
+LEFT_OUT = {_now(name) for name in _LEFT_OUT}
 METRICS = {_now(name): shown for name, shown in _METRICS.items()}
 EXACT = {_now(name) for name in _EXACT}
 ON_HOST = {_now(name) for name in _ON_HOST}

@@ -25,7 +25,8 @@ def section(title: str, lines: Sequence[str]) -> list[str]:
 
 def attributes(found: Mapping[str, Any] | None) -> list[str]:
     """One line for each, by name."""
-    return [f"{name} = {placeholders.attribute(name, value)}" for name, value in sorted((found or {}).items())]
+    kept = sorted((name, value) for name, value in (found or {}).items() if name not in placeholders.LEFT_OUT)
+    return [f"{name} = {placeholders.attribute(name, value)}" for name, value in kept]
 
 
 def scope(found: Any) -> str:

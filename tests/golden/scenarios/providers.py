@@ -118,24 +118,27 @@ class Starts(SpanProcessor):
 
 
 class Ends(SpanProcessor):
-    """Takes spans that are over, and tells their names."""
+    """Takes spans of ours that are over, and tells of them; the program's own come from another thread."""
 
     def __init__(self, say: Callable[[str], None]) -> None:
         self.say = say
 
     def on_end(self, span: ReadableSpan) -> None:
+        if span.instrumentation_scope.name == "test":
+            return
         sampled = "" if span.context.trace_flags.sampled else ", not sampled"
         self.say(f"processor got {span.name} with {len(span.attributes or {})} attributes{sampled}")
 
 
 class Ending(SpanProcessor):
-    """Looks at spans that are about to end, and tells their names."""
+    """Looks at spans that are of ours that are about to end, and tells their names."""
 
     def __init__(self, say: Callable[[str], None]) -> None:
         self.say = say
 
     def _on_ending(self, span: Span) -> None:
-        self.say(f"processor saw {span.name} ending")
+        if span.instrumentation_scope.name != "test":
+            self.say(f"processor saw {span.name} ending")
 
 
 class Raises(SpanProcessor):
