@@ -18,6 +18,7 @@ _ATTRIBUTES = {
     "inferspan.busy_time": TIME,
     "inferspan.compile.time": TIME,
     "inferspan.energy.consumption": "<joules>",
+    "inferspan.energy.method": "<method>",  # by samples: on a busy machine one alone may look like two
     "inferspan.gpu.busy_share": "<ratio>",
     "inferspan.host.allocated": BYTES,
     "inferspan.layer.attention.time": TIME,
