@@ -6,7 +6,7 @@ import asyncio
 import os
 import threading
 from collections.abc import Callable
-from time import perf_counter_ns, sleep
+from time import perf_counter_ns
 from typing import Any
 
 import pytest
@@ -20,6 +20,7 @@ from inferspan import faults
 from inferspan.inference.record import Inference, Lone, Phase
 from inferspan.telemetry import finalizer as finalizer_module
 from inferspan.telemetry.finalizer import Finalizer, Record
+from support.fakenvml import until
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="the platform has no fork")
 
@@ -392,13 +393,14 @@ def test_fork_child_tells_its_own_and_not_the_parents() -> None:
 
 
 @needs_fork
-def test_fork_finds_no_lock_held_by_telling() -> None:
+def test_fork_finds_no_lock_held_by_telling(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(finalizer_module, "_FORK_WAIT_S", 60.0)
     begun, lock = threading.Event(), threading.Lock()
 
     def tell(record: Record) -> None:
         with lock:
             begun.set()
-            sleep(0.05)
+            until(lambda: finalizer._fork_waits)
 
     finalizer = Finalizer(tell, 100)
     finalizer.submit(inference("slow"))
@@ -448,7 +450,7 @@ def test_fork_waits_for_the_record_that_another_thread_tells(monkeypatch: pytest
     def tell(record: Record) -> None:
         with lock:
             begun.set()
-            sleep(0.05)
+            until(lambda: finalizer._fork_waits)
 
     finalizer = Finalizer(tell, 100)
     finalizer.submit(inference("slow"))
@@ -589,8 +591,9 @@ def test_fork_waits_for_one_record_of_many(monkeypatch: pytest.MonkeyPatch) -> N
 
     def tell(record: Record) -> None:
         with lock:
-            begun.set()
-            sleep(0.02)
+            if not begun.is_set():
+                begun.set()
+                until(lambda: finalizer._fork_waits)
             told(record)
 
     finalizer = Finalizer(tell, 1000)
