@@ -17,14 +17,14 @@ help: ## this list
 demo: ## a small model, traced, in this terminal
 	$(IN_VENV) demo inferspan demo $(ARGS)
 
-quick: ## the unit tests that need no torch, in half a minute: for each save
+quick: ## the unit tests that need no torch, in half a minute on two cores
 	$(IN_VENV) test pytest tests/unit --without-torch -n $(WORKERS) -r fE $(ARGS)
 
 test: ## the tests, with the newest dependencies
-	$(IN_VENV) test pytest $(ARGS)
+	$(IN_VENV) test pytest -n $(WORKERS) $(ARGS)
 
 test-oldest: ## the tests, with the oldest dependencies; without those of real backends
-	$(IN_OLDEST) test pytest --ignore=tests/e2e $(ARGS)
+	$(IN_OLDEST) test pytest --ignore=tests/e2e -n $(WORKERS) $(ARGS)
 
 backends: ## builds Collector, Jaeger, Prometheus and Alertmanager for `make e2e` (with Go; minutes, once)
 	@$(PYTHON) scripts/backends.py

@@ -10,6 +10,7 @@ from importlib.machinery import ModuleSpec
 from operator import attrgetter
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 # Before anything imports a library that reads them.
 os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false")
@@ -31,6 +32,23 @@ PATCHED = [
     ("transformers.pipelines.text_generation", "TextGenerationPipeline.__call__"),
     ("transformers.tokenization_utils_base", "PreTrainedTokenizerBase.__call__"),
 ]
+
+
+TOGETHER = ("tests/e2e/", "tests/gpu/", "tests/integration/test_distributed.py", "tests/integration/test_serve.py")
+"""What one process runs where several run the tests (``pytest -n 2``): the backends, the GPU, torchrun and the service
+are started once, and are not in two tests' figures at the same time."""
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Each test goes to the process that is free; xdist's own groups (3.8) do nothing under pytest 9.2."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return next(filter(nodeid.startswith, TOGETHER), nodeid)
+
+    return Scheduling(config, log) if config.getvalue("dist") == "load" else None
 
 
 class WithoutTorch(MetaPathFinder, Loader):
