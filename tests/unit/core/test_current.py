@@ -242,15 +242,21 @@ def test_abandon_open_inside_of_an_item_of_a_stream_ends_behind_what_is_told_of_
 def test_abandon_open_waits_for_what_another_thread_hands_on(
     recorder: Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    begun = threading.Event()
-    submit = current._sink.submit
+    begun, awaited = threading.Event(), threading.Event()
+    submit = current.state.sink.submit
+    was_awaited = []
 
     def submit_late(record: Any) -> None:
         begun.set()
-        sleep(0.05)
+        was_awaited.append(awaited.wait(30))
         submit(record)
 
-    monkeypatch.setattr(current._sink, "submit", submit_late)
+    def pause(seconds: float) -> None:
+        awaited.set()
+        sleep(seconds)
+
+    monkeypatch.setattr(current.state.sink, "submit", submit_late)
+    monkeypatch.setattr(current, "sleep", pause)
 
     def work() -> None:
         with inferspan.inference("job"):
@@ -262,6 +268,7 @@ def test_abandon_open_waits_for_what_another_thread_hands_on(
     inferspan.uninstrument()
     thread.join()
 
+    assert was_awaited == [True]
     assert recorder.trees() == ["job"]
     assert semconv.ABANDONED not in recorder.span("job").attributes
 

@@ -6,7 +6,7 @@ import asyncio
 import os
 import threading
 from collections.abc import Callable
-from time import perf_counter_ns, sleep
+from time import perf_counter_ns
 from typing import Any
 
 import pytest
@@ -18,8 +18,10 @@ from opentelemetry.instrumentation.utils import is_instrumentation_enabled
 from opentelemetry.sdk.trace import TracerProvider
 
 from inferspan import faults
-from inferspan.core import worker as worker_module
 from inferspan.core.record import Inference, Phase, StandalonePhase
+from inferspan.emit import worker as worker_module
+from inferspan.emit.worker import Record, Worker
+from support.fakenvml import until
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="the platform has no fork")
 
@@ -392,13 +394,14 @@ def test_fork_child_tells_its_own_and_not_the_parents() -> None:
 
 
 @needs_fork
-def test_fork_finds_no_lock_held_by_telling() -> None:
+def test_fork_finds_no_lock_held_by_telling(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(finalizer_module, "_FORK_WAIT_S", 60.0)
     begun, lock = threading.Event(), threading.Lock()
 
     def tell(record: Record) -> None:
         with lock:
             begun.set()
-            sleep(0.05)
+            until(lambda: worker._fork_waits)
 
     worker = Worker(tell, 100)
     worker.submit(inference("slow"))
@@ -448,7 +451,7 @@ def test_fork_waits_for_the_record_that_another_thread_tells(monkeypatch: pytest
     def tell(record: Record) -> None:
         with lock:
             begun.set()
-            sleep(0.05)
+            until(lambda: worker._fork_waits)
 
     worker = Worker(tell, 100)
     worker.submit(inference("slow"))
@@ -589,8 +592,9 @@ def test_fork_waits_for_one_record_of_many(monkeypatch: pytest.MonkeyPatch) -> N
 
     def tell(record: Record) -> None:
         with lock:
-            begun.set()
-            sleep(0.02)
+            if not begun.is_set():
+                begun.set()
+                until(lambda: worker._fork_waits)
             told(record)
 
     worker = Worker(tell, 1000)

@@ -82,6 +82,7 @@ print([name for name in {HEAVY} if name in sys.modules], threading.active_count(
     assert python(code) == "[] 1\n[]\n[] 1\n"
 
 
+@pytest.mark.usefixtures("program_with_torch")
 @pytest.mark.parametrize(
     "order",
     [
@@ -113,6 +114,7 @@ look()
     assert python(code) == "True True True True\nFalse False False False\nTrue True True True\n"
 
 
+@pytest.mark.usefixtures("program_with_torch")
 def test_library_imported_after_uninstrument_is_left_alone() -> None:
     code = """
 import inferspan
