@@ -174,13 +174,13 @@ def test_flushing_from_many_threads_while_the_device_works(
 ) -> None:
     model = working(tiny.classifier(), gpu, finishes=False)
     model(IDS)
-    drain, draining = finalizer.Finalizer.drain, []
+    drain, draining = worker.Worker.drain, []
 
-    def noted(self: finalizer.Finalizer, timeout_s: float) -> bool:
+    def noted(self: worker.Worker, timeout_s: float) -> bool:
         draining.append(timeout_s)
         return drain(self, timeout_s)
 
-    monkeypatch.setattr(finalizer.Finalizer, "drain", noted)
+    monkeypatch.setattr(worker.Worker, "drain", noted)
     threads = [threading.Thread(target=inferspan.force_flush) for _ in range(3)]
     for thread in threads:
         thread.start()
@@ -338,7 +338,7 @@ def test_a_lost_device_hurts_nobody(gpu: FakeGpu, on_gpu: Recorder) -> None:
 # -- a real GPU is never waited for ------------------------------------------------------------------------------
 
 
-def test_the_finalizer_goes_on_with_what_follows_when_the_first_is_given_up(
+def test_the_worker_goes_on_with_what_follows_when_the_first_is_given_up(
     gpu: FakeGpu, on_gpu: Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(worker, "_PATIENCE_NS", 200_000_000)
