@@ -88,9 +88,9 @@ state = State()
 
 class Active:
     """An inference, or one of its phases, that was entered and not left. ``context_before`` is OpenTelemetry's context
-    that was current before, where another one was made current."""
+    that was current before, where another one was made current. It is over with ``until``, too."""
 
-    __slots__ = ("context_before", "ident", "inference", "is_left", "outer", "phase", "task")
+    __slots__ = ("context_before", "ident", "inference", "is_left", "outer", "phase", "task", "until")
 
     def __init__(self, inference: Inference | None, phase: Phase | None, outer: Active | None) -> None:
         self.inference = inference
@@ -98,6 +98,7 @@ class Active:
         self.outer = outer
         self.context_before: Context | None = None
         self.is_left = False
+        self.until: Active | None = None
         self.ident = get_ident()
         self.task = None if phase is None else _task()
 
@@ -112,7 +113,9 @@ class Active:
 
     def is_over(self) -> bool:
         """Whether it counts no more, wherever its context may have gone."""
-        return self.is_left or (self.inference is not None and self.inference.end_ns is not None)
+        if self.is_left or (self.until is not None and self.until.is_left):
+            return True
+        return self.inference is not None and self.inference.end_ns is not None
 
 
 _active: ContextVar[Active | None] = ContextVar("inferspan_active", default=None)
@@ -530,13 +533,13 @@ def forget_all() -> None:
 
 def _after_fork_in_child() -> None:
     # The child must not export its parent's inferences, nor record inside one that only the parent can end.
-    is_inside = _outside() is not None
+    inside = _outside()
     for inference in state.open.values():
         inference.claim()
         inference.end_ns = inference.start_ns
     state.open.clear()
-    if is_inside:
-        enter_phase(_SUPPRESSED)
+    if inside is not None:
+        enter_phase(_SUPPRESSED).until = inside
 
 
 def _before_fork() -> None:

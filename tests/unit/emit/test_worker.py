@@ -8,7 +8,6 @@ from time import perf_counter_ns
 from typing import Any
 
 import pytest
-from inferspan.core.worker import Record, Worker
 from opentelemetry import context as otel_context
 from opentelemetry import trace
 from opentelemetry.context import Context
