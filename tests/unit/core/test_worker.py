@@ -179,7 +179,7 @@ def test_telling_that_raises_is_counted_and_the_rest_is_told(
 ) -> None:
     monkeypatch.setattr(faults, "reraise", False)
     monkeypatch.setattr(faults, "_counts", {})
-    monkeypatch.setattr(faults, "_told", {})
+    monkeypatch.setattr(faults, "_reported", {})
     told = Told()
 
     def tell(record: Record) -> None:
