@@ -22,7 +22,7 @@ from inferspan.probes import compiles
 from inferspan.probes.compiles import Compile, Compiles
 
 
-def _install(module: ModuleType, patches: Patches) -> None:
+def install(module: ModuleType, patches: Patches) -> None:
     guard_failures = getattr(module, "guard_failures", {})
 
     def make(original: Callable[[Any], None]) -> Callable[[Any], None]:
@@ -45,6 +45,3 @@ def _note(inference: Inference, compiled: Compile) -> None:
         if inference.compiles is None:
             inference.compiles = Compiles()
         inference.compiles.add(compiled)
-
-
-MODULES = {"torch._dynamo.utils": _install}

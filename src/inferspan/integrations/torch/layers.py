@@ -46,12 +46,9 @@ class _Plan:
         self.inferences = count()
 
 
-def _install(_: Any, patches: Patches) -> None:
+def install(_: Any, patches: Patches) -> None:
     current.layers_of = partial(_begin, patches)
     patches.at_undo(_forget)
-
-
-MODULES = {"torch": _install}
 
 
 def _forget() -> None:

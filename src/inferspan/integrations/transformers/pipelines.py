@@ -45,20 +45,14 @@ _CHATTY = {
 }
 
 
-def _install_base(module: ModuleType, patches: Patches) -> None:
+def install_base(module: ModuleType, patches: Patches) -> None:
     pipeline = module.Pipeline
     patches.wrap(pipeline, "__call__", lambda original: _call(original, patches))
 
 
-def _install_iterator(module: ModuleType, patches: Patches) -> None:
+def install_iterator(module: ModuleType, patches: Patches) -> None:
     patches.wrap(module.PipelineIterator, "__iter__", _iter)
     patches.wrap(module.PipelineIterator, "__next__", _next)
-
-
-MODULES = {
-    "transformers.pipelines.base": _install_base,
-    "transformers.pipelines.pt_utils": _install_iterator,
-}
 
 
 # -- the call ----------------------------------------------------------------------------------------------------
