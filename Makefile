@@ -1,12 +1,14 @@
 # Each verb makes the environment that it needs first: .venv, with the oldest dependencies .venv-oldest.
 #   ARGS    more arguments for the command: make test ARGS="-k memory"
 #   PYTHON  the Python to make .venv with: make test PYTHON=python3.12
+#   WORKERS how many processes run the tests: make test WORKERS=4; 0 for none but pytest's own, as pdb needs
 
 PYTHON ?= python3
+WORKERS ?= 2
 IN_VENV = @$(PYTHON) scripts/environment.py
 IN_OLDEST = @$(PYTHON) scripts/environment.py --oldest
 
-.PHONY: help demo test test-oldest backends e2e lint type docs clean
+.PHONY: help demo quick test test-oldest backends e2e lint type docs clean
 .NOTPARALLEL:
 
 help: ## this list
@@ -15,11 +17,14 @@ help: ## this list
 demo: ## a small model, traced, in this terminal
 	$(IN_VENV) demo inferspan demo $(ARGS)
 
+quick: ## the unit tests that need no torch, in half a minute on two cores
+	$(IN_VENV) test pytest tests/unit --without-torch -n $(WORKERS) -r fE $(ARGS)
+
 test: ## the tests, with the newest dependencies
-	$(IN_VENV) test pytest $(ARGS)
+	$(IN_VENV) test pytest -n $(WORKERS) $(ARGS)
 
 test-oldest: ## the tests, with the oldest dependencies; without those of real backends
-	$(IN_OLDEST) test pytest --ignore=tests/e2e $(ARGS)
+	$(IN_OLDEST) test pytest --ignore=tests/e2e -n $(WORKERS) $(ARGS)
 
 backends: ## builds Collector, Jaeger, Prometheus and Alertmanager for `make e2e` (with Go; minutes, once)
 	@$(PYTHON) scripts/backends.py

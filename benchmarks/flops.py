@@ -20,7 +20,7 @@ import torch
 import transformers
 from torch.utils.flop_counter import FlopCounterMode
 
-from inferspan.probes.flops import walk
+from inferspan.probes.flops import shapes, walk
 
 ROWS, PROMPT, STEPS = 2, 128, 8
 
@@ -119,7 +119,7 @@ def main() -> None:
         assert inventory is not None
         calls = calls_of(model, inputs)
         for call, (function, arguments, steps, sequences) in calls.items():
-            work = walk.read_shapes((), arguments)
+            work = shapes.read_shapes((), arguments)
             assert work is not None
             parts = inventory.generation(work, steps, sequences) if steps else (inventory.forward(work),)
             assert parts is not None
@@ -130,7 +130,7 @@ def main() -> None:
             function, arguments, *_ = calls["forward"]
             forward_us = median_us(function, 5)
         taking_us = median_us(lambda model=model: walk.take_inventory(model), 15)
-        reading_us = median_us(lambda arguments=arguments: walk.read_shapes((), arguments), 201)
+        reading_us = median_us(lambda arguments=arguments: shapes.read_shapes((), arguments), 201)
         form_us = median_us(lambda inventory=inventory, work=work: inventory.forward(work), 201)
         modules = sum(1 for _ in model.modules())
         costs.append(f"| {title} | {modules} | {taking_us:.0f} | {reading_us:.1f} | {form_us:.1f} | {forward_us:.0f} |")

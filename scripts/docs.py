@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from inferspan import config, semconv
-from inferspan.bench import differences, results
+from inferspan.bench import differences, result_file
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -150,7 +150,7 @@ PARTS: dict[str, tuple[str, Callable[[], str]]] = {
 
 def result_schema() -> str:
     """The format of the files that ``inferspan bench`` saves."""
-    return json.dumps(results.schema(), indent=2, ensure_ascii=False) + "\n"
+    return json.dumps(result_file.schema(), indent=2, ensure_ascii=False) + "\n"
 
 
 WHOLE: dict[str, Callable[[], str]] = {"docs/bench-result.schema.json": result_schema}

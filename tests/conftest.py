@@ -5,8 +5,12 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
 from operator import attrgetter
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 # Before anything imports a library that reads them.
 os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false")
@@ -15,7 +19,7 @@ import pytest
 
 import inferspan
 from inferspan import faults
-from inferspan.core.patching import is_ours
+from inferspan.integrations.patching import is_ours
 from support.fakenvml import FakeDriver, build
 from support.recorder import Recorder
 
@@ -28,6 +32,50 @@ PATCHED = [
     ("transformers.pipelines.text_generation", "TextGenerationPipeline.__call__"),
     ("transformers.tokenization_utils_base", "PreTrainedTokenizerBase.__call__"),
 ]
+
+
+TOGETHER = ("tests/e2e/", "tests/gpu/", "tests/integration/test_distributed.py", "tests/integration/test_serve.py")
+"""What one process runs where several run the tests (``pytest -n 2``): the backends, the GPU, torchrun and the service
+are started once, and are not in two tests' figures at the same time."""
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Each test goes to the process that is free; xdist's own groups (3.8) do nothing under pytest 9.2."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return next(filter(nodeid.startswith, TOGETHER), nodeid)
+
+    return Scheduling(config, log) if config.getvalue("dist") == "load" else None
+
+
+class WithoutTorch(MetaPathFinder, Loader):
+    """torch and transformers as if installed, but whoever imports them is skipped: a file of tests, or a single one."""
+
+    def find_spec(self, fullname: str, *_: object) -> ModuleSpec | None:
+        return ModuleSpec(fullname, self) if fullname in ("torch", "transformers") else None
+
+    def exec_module(self, module: ModuleType) -> None:
+        pytest.skip(f"needs {module.__name__}", allow_module_level=True)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--without-torch", action="store_true", help="skip what imports torch or transformers")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--without-torch"):
+        assert "torch" not in sys.modules
+        sys.meta_path.insert(0, WithoutTorch())
+
+
+@pytest.fixture
+def program_with_torch(request: pytest.FixtureRequest) -> None:
+    """For a test that starts a program which imports torch: nothing is imported here, and it takes as long."""
+    if request.config.getoption("--without-torch"):
+        pytest.skip("its program needs torch")
 
 
 @pytest.fixture(autouse=True)

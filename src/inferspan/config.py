@@ -51,6 +51,7 @@ class Settings:
     layers_every: int = 1
     layers_max: int = 128
     flush_timeout: float = 30.0
+    fast_path: bool = True
     latest_conventions: bool = False
     devices: str = "auto"
     devices_detail: frozenset[str] = frozenset()
@@ -196,6 +197,9 @@ SETTINGS: tuple[Setting, ...] = (
         "Layers of one model that are recorded; the rest is left out, with a warning"),
     Setting("flush_timeout", "INFERSPAN_FLUSH_TIMEOUT", _seconds(0, 3600), "0 to 3600 seconds",
         "How long exit, `uninstrument()` and the providers' own flush may wait for finished inferences to be told"),
+    Setting("fast_path", "INFERSPAN_FAST_PATH", _boolean, "true, false",
+        "Whether spans and metric points take short ways past the public interface of OpenTelemetry's SDK where these "
+        "give the same; without, each costs about four times as much"),
     Setting("latest_conventions", "OTEL_SEMCONV_STABILITY_OPT_IN", _opted_in,
         "comma list; `gen_ai_latest_experimental` switches",
         "Emit the newest names of the GenAI conventions in place of those in the released package"),

@@ -12,9 +12,12 @@ from opentelemetry.instrumentation.instrumentor import BaseInstrumentor  # type:
 
 from inferspan import config, faults, forks, integrations
 from inferspan.core import current
+from inferspan.core.plan import Probes
 from inferspan.emit import providers
 from inferspan.emit.pipeline import Pipeline
 from inferspan.integrations.registry import Registry
+from inferspan.integrations.torch.describe import TorchDescriber
+from inferspan.probes import TABLE
 
 _PROVIDERS = ("tracer_provider", "meter_provider", "logger_provider")
 
@@ -66,20 +69,21 @@ class InferspanInstrumentor(BaseInstrumentor):  # type: ignore[misc]  # its modu
         if "torch" not in sys.modules and importlib.util.find_spec("torch") is None:
             faults.warn("torch is not installed: inferspan has only inferspan.inference() blocks to record")
         providers.put_versions_on_scope(integrations.version_attributes())
-        state.pipeline = Pipeline(settings, **given)
-        current.connect(state.pipeline)
+        probes = Probes(TABLE)
+        state.pipeline = Pipeline(settings, probes, **given)
+        current.connect(state.pipeline, settings, probes, TorchDescriber())
         state.registry.install(settings)
 
     def _uninstrument(self, **kwargs: Any) -> None:
         state.registry.remove()
         current.abandon_open()  # what still runs in other threads ends here, with what is known of it
-        current.connect(None)
+        current.disconnect()
         pipeline, state.pipeline = state.pipeline, None
         if pipeline is not None:
             pipeline.close()
 
     @classmethod
     def flush(cls, timeout_s: float) -> bool:
-        """Export everything finished, and have the providers flush; true if there was nothing left to do."""
+        """Emit everything finished, and have the providers flush; true if there was nothing left to do."""
         pipeline = state.pipeline
         return True if pipeline is None else pipeline.flush(timeout_s)

@@ -34,8 +34,8 @@ class Attribute:
 
 
 @dataclass(frozen=True, slots=True)
-class SpanKind:
-    """One kind of span; all are INTERNAL."""
+class SpanType:
+    """One type of span; all are of the kind INTERNAL."""
 
     name: str
     brief: str
@@ -70,7 +70,7 @@ class Event:
 
 
 ATTRIBUTES: dict[str, Attribute] = {}
-SPANS: dict[str, SpanKind] = {}
+SPANS: dict[str, SpanType] = {}
 METRICS: dict[str, Metric] = {}
 EVENTS: dict[str, Event] = {}
 
@@ -81,7 +81,7 @@ def _attribute(name: str, type: str, brief: str, **more: str) -> str:  # noqa: A
 
 
 def _span(name: str, brief: str, parent: str) -> str:
-    SPANS[name] = SpanKind(name, brief, parent)
+    SPANS[name] = SpanType(name, brief, parent)
     return name
 
 

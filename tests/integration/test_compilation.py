@@ -16,8 +16,8 @@ import torch._dynamo.utils
 import transformers
 
 from inferspan.core import current
-from inferspan.core.patching import Patches
 from inferspan.core.record import Inference
+from inferspan.integrations.patching import Patches
 from inferspan.integrations.torch import compilation
 from inferspan.probes.compiles import Compile
 from support import tiny

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from time import monotonic, sleep
 from typing import Any
 
 import pytest
@@ -16,11 +15,12 @@ from transformers import pipeline
 
 import inferspan
 from inferspan import faults, semconv
-from inferspan.core import worker
-from inferspan.core.patching import is_ours
+from inferspan.emit import worker
+from inferspan.integrations.patching import is_ours
 from inferspan.probes import accelerator
 from support import tiny
 from support.fakedevice import FakeGpu, install, obeyed
+from support.fakenvml import until
 from support.recorder import Recorder
 
 IDS = torch.tensor([[10, 20, 30, 40], [50, 60, 70, 80]])
@@ -169,13 +169,24 @@ def test_a_device_that_never_answers_costs_its_time_only(
     assert "memory.after" not in found, "nothing was allocated, so the allocator counts nothing"
 
 
-def test_flushing_from_many_threads_while_the_device_works(gpu: FakeGpu, on_gpu: Recorder) -> None:
+def test_flushing_from_many_threads_while_the_device_works(
+    gpu: FakeGpu, on_gpu: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = working(tiny.classifier(), gpu, finishes=False)
     model(IDS)
+    drain, draining = worker.Worker.drain, []
+
+    def noted(self: worker.Worker, timeout_s: float) -> bool:
+        draining.append(timeout_s)
+        return drain(self, timeout_s)
+
+    monkeypatch.setattr(worker.Worker, "drain", noted)
     threads = [threading.Thread(target=inferspan.force_flush) for _ in range(3)]
     for thread in threads:
         thread.start()
-    sleep(0.05)
+    until(lambda: len(draining) == 3)
+    asked = gpu.queries
+    until(lambda: gpu.queries > asked)  # and the device is not done
     gpu.finish()
     for thread in threads:
         thread.join(10)
@@ -186,15 +197,27 @@ def test_flushing_from_many_threads_while_the_device_works(gpu: FakeGpu, on_gpu:
 # -- captures of the program -------------------------------------------------------------------------------------
 
 
-def test_the_programs_captures_keep_our_readers_away(gpu: FakeGpu, on_gpu: Recorder) -> None:
+def test_the_programs_captures_keep_our_readers_away(
+    gpu: FakeGpu, on_gpu: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turned_away, keep_out = threading.Event(), accelerator.captures.keep_out
+
+    def kept_out() -> bool:
+        allowed = keep_out()
+        if not allowed:
+            turned_away.set()
+        return allowed
+
     model = working(tiny.classifier(), gpu, finishes=False)
     model(IDS)
-    gpu.finish()
     assert is_ours(torch.cuda.CUDAGraph.capture_begin)  # without CUDA no graph can be made: test_graphs has the rest
     assert is_ours(torch.cuda.CUDAGraph.capture_end)
     accelerator.captures.begin("a graph")
     gpu.capturing = True  # a query now fails the test
-    sleep(0.1)
+    gpu.finish()
+    turned_away.clear()
+    monkeypatch.setattr(accelerator.captures, "keep_out", kept_out)
+    assert turned_away.wait(10), "our reader has not come round"
     assert on_gpu.exporter.get_finished_spans() == (), "read during a capture"
     gpu.capturing = False
     accelerator.captures.end("a graph")
@@ -315,7 +338,7 @@ def test_a_lost_device_hurts_nobody(gpu: FakeGpu, on_gpu: Recorder) -> None:
 # -- a real GPU is never waited for ------------------------------------------------------------------------------
 
 
-def test_the_finalizer_goes_on_with_what_follows_when_the_first_is_given_up(
+def test_the_worker_goes_on_with_what_follows_when_the_first_is_given_up(
     gpu: FakeGpu, on_gpu: Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(worker, "_PATIENCE_NS", 200_000_000)
@@ -323,7 +346,4 @@ def test_the_finalizer_goes_on_with_what_follows_when_the_first_is_given_up(
     stuck(IDS)
     free = tiny.classifier()
     free(IDS)
-    deadline = monotonic() + 10
-    while len(on_gpu.exporter.get_finished_spans()) < 2:  # by the thread alone
-        assert monotonic() < deadline
-        sleep(0.01)
+    until(lambda: len(on_gpu.exporter.get_finished_spans()) == 2)  # by the thread alone

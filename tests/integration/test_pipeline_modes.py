@@ -29,7 +29,7 @@ from transformers.pipelines.pt_utils import KeyDataset, PipelineIterator
 import inferspan
 from inferspan import semconv
 from inferspan.core import current
-from inferspan.core.patching import is_ours
+from inferspan.integrations.patching import is_ours
 from support import tiny
 from support.recorder import FIGURES, MEASURED, MODEL_FACTS, Recorder
 from support.tiny import SENTENCES

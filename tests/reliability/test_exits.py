@@ -53,7 +53,7 @@ posix = pytest.mark.skipif(sys.platform == "win32", reason="signals and exits of
             marks=[posix, pytest.mark.promise("SIGTERM with a handler that exits", "exported")],
         ),
         pytest.param(
-            "threading.Thread(target=lambda: (time.sleep(0.3), [infer(n) for n in range(50)])).start()",
+            "threading.Thread(target=lambda: (threading.main_thread().join(), [infer(n) for n in range(50)])).start()",
             0,
             id="thread",
             marks=pytest.mark.promise("threads that outlive the main thread", "exported"),

@@ -266,9 +266,16 @@ class Stalls(Spans):
     def export(self, spans):
         self.go_on.wait(10)
         return super().export(spans)
-connect(BatchSpanProcessor(Stalls(), max_queue_size=8, max_export_batch_size=8))
+class Counts(BatchSpanProcessor):
+    ended = 0
+    def on_end(self, span):
+        super().on_end(span)
+        self.ended += 1
+processor = Counts(Stalls(), max_queue_size=8, max_export_batch_size=8)
+connect(processor)
 print([infer(n) for n in range(30)])
-time.sleep(0.5)
+while is_on() and processor.ended < 60:
+    time.sleep(0.01)
 Stalls.go_on.set()
 """
     ran = both(tmp_path, START + code, same_errors=False)

@@ -302,12 +302,12 @@ def test_fork_while_another_thread_is_at_the_metrics_leaves_no_lock_held_in_the_
 from opentelemetry import metrics
 from support.ledger import Points
 
-parent, busy = os.getpid(), threading.Event()
+parent, busy, forked = os.getpid(), threading.Event(), threading.Event()
 
 def pause(*_):
     if os.getpid() == parent:
         busy.set()
-        time.sleep(2)
+        forked.wait()
     return []
 
 if sys.argv[1] == "collects":
@@ -323,6 +323,7 @@ if pid == 0:
     several(0)
     os._exit(0 if inferspan.force_flush(5) else 9)
 wait_for(pid)
+forked.set()
 several(120)
 """
     ran = program(tmp_path, file(tmp_path, code), what)

@@ -1,1 +1,1 @@
-"""Tiny real models and a table of every pipeline task, for the tests."""
+"""Helpers of the tests; README.md says what each is for."""

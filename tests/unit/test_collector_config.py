@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -40,7 +41,9 @@ def by_name(path: Path) -> str:
     return path.relative_to(CONFIG).as_posix()
 
 
+@cache
 def read(path: Path) -> Any:
+    """What a file of YAML says; parsed once, as it is asked for a thousand times."""
     return yaml.safe_load(path.read_text("utf-8"))
 
 

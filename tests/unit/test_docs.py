@@ -29,16 +29,23 @@ def docs() -> ModuleType:
     return module
 
 
-@pytest.fixture
-def copy(tmp_path: Path, docs: ModuleType) -> Path:
-    """A copy of the script and of every file that it writes, brought up to date."""
-    (tmp_path / "scripts").mkdir()
-    shutil.copy(ROOT / "scripts" / "docs.py", tmp_path / "scripts")
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory, docs: ModuleType) -> Path:
+    """The script and every file that it writes, brought up to date."""
+    folder = tmp_path_factory.mktemp("written")
+    (folder / "scripts").mkdir()
+    shutil.copy(ROOT / "scripts" / "docs.py", folder / "scripts")
     for file in [*(file for file, _ in docs.PARTS.values()), *docs.WHOLE]:
-        (tmp_path / file).parent.mkdir(exist_ok=True)
-        shutil.copy(ROOT / file, tmp_path / file)
-    assert run(tmp_path) == (0, "")
-    return tmp_path
+        (folder / file).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / file, folder / file)
+    assert run(folder) == (0, "")
+    return folder
+
+
+@pytest.fixture
+def copy(tmp_path: Path, written: Path) -> Path:
+    """A copy of that, which the test may alter."""
+    return shutil.copytree(written, tmp_path / "copy")
 
 
 def run(root: Path, *arguments: str) -> tuple[int, str]:

@@ -1,4 +1,4 @@
-"""Faults of our own: told once, counted, bounded, and never raised into the program."""
+"""Faults of our own: logged once, counted, bounded, and never raised into the program."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_faults_at_many_places_are_logged_up_to_a_bound(caplog: pytest.LogCaptur
     assert len(faults.counts()) == 300
 
 
-def test_fault_after_forget_is_told_again(caplog: pytest.LogCaptureFixture) -> None:
+def test_fault_after_forget_is_logged_again(caplog: pytest.LogCaptureFixture) -> None:
     fail("here")
     faults.forget()
     fail("here")

@@ -24,6 +24,7 @@ from inferspan.bench.figures import Figures, figures_of
 from inferspan.bench.plots import COLORS, Line, Plot
 from inferspan.bench.results import Configuration, Result, Scalar, Target
 from inferspan.bench.statistics import Estimate, Scaling, Summary, scaling
+from inferspan.bench.timeline_plot import timeline
 
 __all__ = ["render"]
 
@@ -118,7 +119,7 @@ def _sections(runs: Sequence[_Run], lines: Sequence[Line]) -> list[tuple[str, li
             stack = plots.phases(line)
             if stack is not None:
                 stacks.append(_Drawing(f"{line.name}{at}", stack))
-    times = [_Drawing(run.name, plots.timeline(run.result, run.colors)) for run in runs if run.result.timeline.stages]
+    times = [_Drawing(run.name, timeline(run.result, run.colors)) for run in runs if run.result.timeline.stages]
     return [
         ("Batch size", sweep),
         ("Distribution of latency", spread),

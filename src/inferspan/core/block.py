@@ -7,7 +7,6 @@ here does nothing.
 
 from __future__ import annotations
 
-from contextvars import Token
 from types import TracebackType
 from typing import Any
 
@@ -16,6 +15,7 @@ from opentelemetry.util.types import AttributeValue
 from inferspan import faults, semconv
 from inferspan.core import current
 from inferspan.core.model import ModelInfo, display_name
+from inferspan.core.plan import Plan
 from inferspan.core.record import Inference, Phase
 
 
@@ -27,22 +27,24 @@ class InferenceBlock:
         self._model = model
         self._operation = operation or name
         self._inference: Inference | None = None
-        self._entered: current.Entered | None = None
-        self._told: dict[str, int] = {}
+        self._active: current.Active | None = None
+        self._is_entered = False
+        self._overrides: dict[str, int] = {}
 
     def phase(self, name: str) -> PhaseBlock:
-        """A phase of this inference: ``with block.phase("tokenize"): ...``, sync or async."""
-        return PhaseBlock(name)
+        """A phase of this inference: ``with block.phase("tokenize"): ...``, sync or async, from any thread or task. Of
+        a block that was not entered, it is one of the inference that runs here."""
+        return PhaseBlock(self._inference if self._is_entered else current.open_here(), name)
 
     def set_tokens(self, *, input: int | None = None, output: int | None = None) -> None:  # noqa: A002
         """Tokens read and generated, in place of what the hooks count."""
-        self._told.update(
+        self._overrides.update(
             {name: int(count) for name, count in (("input", input), ("output", output)) if count is not None}
         )
 
     def set_batch_size(self, rows: int) -> None:
         """Rows of the batch, in place of what the hooks see."""
-        self._told["rows"] = int(rows)
+        self._overrides["rows"] = int(rows)
 
     def set_attribute(self, name: str, value: AttributeValue) -> None:
         """An attribute of the root span. It is the program's own, and its privacy too."""
@@ -50,38 +52,45 @@ class InferenceBlock:
             self._inference.set(name, value)
 
     def __enter__(self) -> InferenceBlock:
-        inference = None
-        if current.ACTIVE.get() is None:
-            try:
-                facts = _facts(self._model)
-            except Exception:  # noqa: BLE001
-                faults.note("block.open")
-                facts = None
-            model = None if isinstance(self._model, str) else self._model
-            inference = current.open_inference(self._operation, facts, name=self._name, model=model)
+        self._is_entered = True
+        model = None if isinstance(self._model, str) else self._model
+        inference = current.open_inference(self._plan(model), model=model)
         if inference is not None:
             self._inference = inference
-            self._entered = current.enter(inference)
+            self._active = current.enter(inference)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        inference, entered = self._inference, self._entered
-        self._inference = self._entered = None
-        if inference is not None and entered is not None:
-            current.leave(entered)
-            self._tell(inference)
+        inference, active = self._inference, self._active
+        self._inference = self._active = None
+        if inference is not None and active is not None:
+            current.leave(active)
+            self._override(inference)
             current.close(inference, error)
 
-    def _tell(self, inference: Inference) -> None:
-        if "input" in self._told:
-            inference.input_tokens, inference.input_exact = self._told["input"], True
-        if "output" in self._told:
-            inference.output_tokens, inference.output_exact = self._told["output"], True
-        if "rows" in self._told:
-            inference.rows_max = self._told["rows"]
-            inference.batch_rows = [inference.rows_max]
+    @faults.guarded("block.open")
+    def _plan(self, model: Any) -> Plan | None:
+        if model is not None:
+            return current.plan(model, (self._operation, self._name), self._operation, model=model, name=self._name)
+        key = self._name, self._operation, self._model
+        plan = current.state.plans.named.get(key)
+        if plan is None or plan.settings is not current.settings():
+            plan = current.plan(None, None, self._operation, info=_named(self._model), name=self._name)
+            if plan is not None:
+                current.state.plans.keep_named(key, plan)
+        return plan
+
+    def _override(self, inference: Inference) -> None:
+        counts, overrides = inference.counts, self._overrides
+        if "input" in overrides:
+            counts.input_tokens, counts.input_exact = overrides["input"], True
+        if "output" in overrides:
+            counts.output_tokens, counts.output_exact = overrides["output"], True
+        if "rows" in overrides:
+            counts.rows_max = overrides["rows"]
+            counts.rows = [counts.rows_max]
 
     async def __aenter__(self) -> InferenceBlock:
         return self.__enter__()
@@ -93,18 +102,18 @@ class InferenceBlock:
 
 
 class PhaseBlock:
-    """One phase of the inference that is active; made by :meth:`InferenceBlock.phase`."""
+    """One phase of a block's inference; made by :meth:`InferenceBlock.phase`."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, inference: Inference | None, name: str) -> None:
+        self._inference = inference
         self._name = name
         self._phase: Phase | None = None
-        self._token: Token[Inference | Phase | None] | None = None
+        self._active: current.Active | None = None
 
     def __enter__(self) -> PhaseBlock:
-        active = current.ACTIVE.get()
-        if active is not None and not active.is_phase and active.inference is not None:
-            self._phase = active.inference.begin(self._name)
-            self._token = current.ACTIVE.set(self._phase)
+        if self._inference is not None and self._inference.end_ns is None:
+            self._phase = self._inference.begin(self._name)
+            self._active = current.enter_phase(self._phase)
         return self
 
     def set_attribute(self, name: str, value: AttributeValue) -> None:
@@ -115,13 +124,10 @@ class PhaseBlock:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        phase, token = self._phase, self._token
-        self._phase = self._token = None
-        if phase is not None and token is not None and phase.inference is not None:
-            try:
-                current.ACTIVE.reset(token)
-            except ValueError:  # left in another context, like in scope.leave
-                pass
+        phase, active = self._phase, self._active
+        self._phase = self._active = None
+        if phase is not None and active is not None and phase.inference is not None:
+            current.leave(active)
             if error is not None:
                 phase.cut_off(error)
             phase.inference.end(phase)
@@ -143,18 +149,16 @@ def inference(name: str, *, model: Any = None, operation: str | None = None) -> 
         model: the model, or its name. A model instance also gives its facts and whether it is cold.
         operation: value of ``gen_ai.operation.name``, for example ``chat``; by default the name.
 
-    Inside another inference the block is part of that one, and opens no trace of its own.
+    Inside another inference the block is an inference of its own, whose root span is a child of the current span.
     """
     return InferenceBlock(name, model, operation)
 
 
-def _facts(model: Any) -> ModelInfo | None:
+def _named(model: str | None) -> ModelInfo | None:
     if model is None:
         return None
-    if not isinstance(model, str):
-        return current.model_facts(model)
     settings = current.settings()
     local_name = "basename" if settings is None else settings.local_model_name
-    facts = ModelInfo(display_name(model, semconv.OTHER, local_name)[0])
-    facts.cold = None
-    return facts
+    info = ModelInfo(display_name(model, semconv.OTHER, local_name)[0])
+    info.cold = None
+    return info

@@ -1,11 +1,19 @@
-"""Where the calling thread is: outside of any inference, in one, or in a phase of one; and the way in and out.
+"""The one answer to "what is running here", and the way in and out of an inference.
 
-``ACTIVE`` says it. It is ``None`` outside; an :class:`Inference` between phases; a :class:`Phase` inside one, where
-everything nested belongs to that phase and makes no record of its own. ``SUPPRESSED`` is a phase of nothing: inside it
-no hook records (a draft model's ``generate``, the generation thread of continuous batching).
+:func:`here` says it: nothing, or an :class:`Active`: an inference between its phases, or one of its phases, in which
+everything nested belongs to that phase and makes no record of its own. Where recording is suppressed
+(:func:`run_suppressed`: a draft model's ``generate``, what ``from_pretrained`` runs) it is a phase of no inference.
 
-What is opened here is handed to a :class:`Sink` when it closes. There is one sink while instrumented, none
-otherwise: a wrapper that somebody kept beyond ``uninstrument()`` finds none and passes straight through.
+Each :class:`Active` knows the one outside of it, so that the answer is right however they were entered and left:
+
+- what has ended or was left is nothing, wherever its context was copied to: what is outside of it counts;
+- a phase belongs to the thread and task that entered it: elsewhere it is nothing, so what runs there is an inference of
+  its own, below the span that is current;
+- an inference that is open may get phases from any thread or task;
+- whoever is left out of order, or in another context, leaves nothing behind in either.
+
+What is opened here is handed to a :class:`Sink` when it closes. There is one sink while instrumented, none otherwise:
+a wrapper that somebody kept beyond ``uninstrument()`` finds none and passes straight through.
 """
 
 from __future__ import annotations
@@ -13,9 +21,11 @@ from __future__ import annotations
 import itertools
 import os
 import sys
+from asyncio import _get_running_loop, current_task
 from collections.abc import Callable
 from contextlib import suppress
-from contextvars import ContextVar, Token
+from contextvars import ContextVar
+from threading import get_ident
 from time import perf_counter_ns, sleep
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -25,133 +35,235 @@ from opentelemetry.instrumentation.utils import is_instrumentation_enabled
 from opentelemetry.trace import get_current_span, set_span_in_context
 
 from inferspan import faults
-from inferspan.config import HOST_ALLOCATIONS
 from inferspan.core import rank
 from inferspan.core.errors import Failure, failure_of, is_cancellation
-from inferspan.core.model import ModelInfo, describe, device_of, facts_of
-from inferspan.core.record import Inference, Phase, StandalonePhase
-from inferspan.probes import accelerator, host_allocations
-from inferspan.probes.flops import walk
-from inferspan.probes.out_of_memory import out_of_memory
-from inferspan.probes.process import ResidentMemory, cpu_time_ns
+from inferspan.core.model import Describer, ModelInfo, Models
+from inferspan.core.plan import Plan, Plans, Probes
+from inferspan.core.probe import CallSite, begin, end
+from inferspan.core.record import Inference, Overflow, Overlap, Phase, Phases, StandalonePhase
 
 if TYPE_CHECKING:
-    from opentelemetry.trace import Span
+    from opentelemetry.trace import Link, Span
 
     from inferspan.config import Settings
-    from inferspan.probes.layers import Layers
 
-Entered = tuple[Token[Context], Token["Inference | Phase | None"]]
-
-SUPPRESSED = Phase("muted", None, 0)
 _CLOSING_NS = 10**9
-ACTIVE: ContextVar[Inference | Phase | None] = ContextVar("inferspan_active", default=None)
+_SUPPRESSED = Phase("suppressed", None, 0)
 
 
 class Sink(Protocol):
     """What :mod:`inferspan.emit` is to the calling thread."""
 
-    settings: Settings
-
     def start_root(self, inference: Inference, context: Context) -> Span:
         """Start the live root span; a span that is not recording where the trace is not sampled."""
 
-    def begin_on_device(self, inference: Inference) -> None:
-        """The inference begins to use ``inference.accelerator``, until it is submitted."""
-
-    def submit(self, record: Inference | StandalonePhase) -> None:
+    def submit(self, record: Inference | Overflow) -> None:
         """Take a finished record. Never blocks and takes no lock: it may be called by the garbage collector."""
 
+    def submit_standalone(self, record: StandalonePhase) -> None:
+        """Take a finished phase of no inference. Called by the thread that ran it."""
+
     def leave_process(self) -> None:
-        """Tell everything finished and have the providers flush, if there was anything in this process."""
+        """Emit everything finished and have the providers flush, if there was anything in this process."""
 
 
-_sink: Sink | None = None
-_memory: ResidentMemory | None = None
-_open: dict[int, Inference] = {}
-_serials = itertools.count(1)
-_last_serial = 0
-_fork_generation = 0
+class State:
+    """The instrumentation in force: ``settings`` and ``sink`` are ``None`` while there is none."""
+
+    def __init__(self) -> None:
+        self.settings: Settings | None = None
+        self.sink: Sink | None = None
+        self.describer: Describer | None = None
+        self.patches: Any = None  # what the integrations have replaced
+        self.probes = Probes(())
+        self.plans = Plans()
+        self.models = Models()
+        self.open: dict[int, Inference] = {}
+        self.serials = itertools.count(1)
+        self.last_serial = 0
 
 
-def connect(sink: Sink | None) -> None:
-    """Begin, or with ``None`` stop, to hand records to ``sink``."""
-    global _sink, _memory
-    if sink is not None and sink.settings.process_stats and _memory is None:
-        _memory = ResidentMemory()
-    elif (sink is None or not sink.settings.process_stats) and _memory is not None:
-        _memory.close()
-        _memory = None
-    if sink is not None and HOST_ALLOCATIONS in sink.settings.measure:
-        host_allocations.start()
-    elif sink is None:
-        host_allocations.stop()
-    rank.read_environment()
-    _sink = sink
+state = State()
+
+
+class Active:
+    """An inference, or one of its phases, that was entered and not left. ``context_before`` is OpenTelemetry's context
+    that was current before, where another one was made current. It is over with ``until``, too."""
+
+    __slots__ = ("context_before", "ident", "inference", "is_left", "outer", "phase", "task", "until")
+
+    def __init__(self, inference: Inference | None, phase: Phase | None, outer: Active | None) -> None:
+        self.inference = inference
+        self.phase = phase
+        self.outer = outer
+        self.context_before: Context | None = None
+        self.is_left = False
+        self.until: Active | None = None
+        self.ident = get_ident()
+        self.task = None if phase is None else _task()
+
+    @property
+    def is_suppressed(self) -> bool:
+        return self.phase is _SUPPRESSED
+
+    def tick(self, unfinished: bool) -> None:
+        """The decoding loop of the phase asks whether to go on: not one that another thread has inherited."""
+        if self.phase is not None and self.phase.generation is not None and self.ident == get_ident():
+            self.phase.generation.tick(unfinished)
+
+    def is_over(self) -> bool:
+        """Whether it counts no more, wherever its context may have gone."""
+        if self.is_left or (self.until is not None and self.until.is_left):
+            return True
+        return self.inference is not None and self.inference.end_ns is not None
+
+
+_active: ContextVar[Active | None] = ContextVar("inferspan_active", default=None)
+innermost = _active.get
+"""What was entered last in this context, whether it still counts or not: for paths that are taken at each token."""
+
+
+def _task() -> Any:
+    """What may take turns with others on this thread: the asyncio or trio task, or the greenlet, if there is one."""
+    if _get_running_loop() is not None:
+        return current_task()
+    trio, greenlet = sys.modules.get("trio"), sys.modules.get("greenlet")
+    if trio is not None:
+        with suppress(RuntimeError):  # not inside of trio
+            return trio.lowlevel.current_task()
+    return None if greenlet is None else greenlet.getcurrent()
+
+
+def here() -> Active | None:
+    """What is running here: ``None`` for nothing."""
+    active = _active.get()
+    while active is not None:
+        if active.is_over():
+            active = active.outer
+        elif active.phase is None or (active.ident == get_ident() and active.task is _task()):
+            return active
+        else:
+            return None
+    return None
+
+
+def open_here() -> Inference | None:
+    """The inference that runs here and is in none of its phases."""
+    active = here()
+    return None if active is None or active.phase is not None else active.inference
 
 
 def settings() -> Settings | None:
     """The settings in force; ``None`` while not instrumented."""
-    return None if _sink is None else _sink.settings
+    return state.settings
 
 
-def open_count() -> int:
-    """Inferences that have begun and not ended."""
-    return len(_open)
+def connect(sink: Sink, settings: Settings, probes: Probes, describer: Describer) -> None:
+    """Begin to hand records to ``sink``."""
+    rank.read_environment()
+    state.probes, state.describer = probes, describer
+    state.plans.clear()
+    # what applies everywhere is loaded now rather than in the first inference
+    probes.prepare(CallSite(settings, None, None, None), on_device=False)
+    state.settings, state.sink = settings, sink
+
+
+def disconnect() -> None:
+    """Record nothing any more."""
+    state.settings = state.sink = None
 
 
 def may_open() -> bool:
     """Whether a hook that meets no inference should open one here and now."""
-    sink = _sink
-    if sink is None or (otel_context.get_current() and not is_instrumentation_enabled()):
+    settings = state.settings
+    if settings is None or (otel_context.get_current() and not is_instrumentation_enabled()):
         return False
-    return not sink.settings.ranks or rank.is_one_of(sink.settings.ranks)
+    return not settings.ranks or rank.is_one_of(settings.ranks)
 
 
-def model_facts(model: Any) -> ModelInfo:
-    """Facts of a model instance, named as the settings say."""
-    return facts_of(model, _sink.settings.local_model_name if _sink is not None else "basename")
+def model_info(model: Any) -> ModelInfo:
+    """What is known of a model instance, named as the settings say."""
+    assert state.describer is not None
+    settings = state.settings
+    return state.models.info_of(model, state.describer, "basename" if settings is None else settings.local_model_name)
+
+
+# -- open and close ------------------------------------------------------------------------------------------------
+
+
+def plan(
+    owner: Any,
+    key: Any,
+    operation: str,
+    *,
+    model: Any = None,
+    info: ModelInfo | None = None,
+    name: str | None = None,
+    source: str = "",
+    attributes: Callable[[], dict[str, Any]] = dict,
+) -> Plan | None:
+    """The plan of a call site: of an owner (a pipeline, a model) and a key; made if it is new or does not hold.
+
+    Args:
+        owner: what is called, each instance of which is a call site; ``None``: the plan is not looked up.
+        key: tells the call sites of one owner apart.
+        operation: value of ``gen_ai.operation.name``.
+        model: the instance that does the work, if there is one.
+        info: what is known of it; by default that is asked.
+        name: of the root span; by default the operation and the model's name.
+        source: the integration that asks, for its own use.
+        attributes: gives what stands on every root span of the call site.
+    """
+    settings = state.settings
+    if settings is None:
+        return None
+    if info is None and model is not None:
+        info = model_info(model)
+    found = None if owner is None else state.plans.find(owner, key, settings, info)
+    if found is None:
+        found = Plan(state.probes, settings, operation, info, name=name, model=model, source=source)
+        found.attributes = attributes()
+        if owner is not None:
+            state.plans.keep(owner, key, found)
+    return found
 
 
 def open_inference(
-    operation: str,
-    facts: ModelInfo | None,
+    plan: Plan | None,
     *,
-    name: str | None = None,
     model: Any = None,
     parent: Context | None = None,
+    links: tuple[Link, ...] = (),
 ) -> Inference | None:
     """Open an inference and start its root span, not yet current. ``None`` if it must not or cannot be recorded.
 
     Args:
-        operation: value of ``gen_ai.operation.name``.
-        facts: of its model, if it has one.
-        name: of the root span; by default the operation and the model's name.
+        plan: what was decided for the call site.
         model: the instance itself, to describe it on its first inference.
         parent: context to take the parent from, by default the current one.
+        links: of the root span.
     """
-    sink = _sink
-    # a replica of DataParallel runs in a thread, without a context: its inference is that of the whole
-    if sink is None or not may_open() or "_is_replica" in getattr(model, "__dict__", ()):
+    sink = state.sink
+    if plan is None or sink is None or not may_open():
         return None
     try:
-        if name is None:
-            name = operation if facts is None else f"{operation} {facts.name}"
-        inference = Inference(name, operation, facts, sink.settings.children_max)
-        inference.fork_generation = _fork_generation
-        if facts is not None:
-            inference.cold = facts.take_cold()
-            if inference.cold and facts.load_ns is None and model is not None:
-                inference.attributes.update(describe(model, facts))
-        memory = _memory  # uninstrument() may come in between
-        if memory is not None:
-            inference.cpu_start_ns = cpu_time_ns()
-            inference.memory_start_bytes = memory.recent_bytes(inference.start_ns)
-        inference.parent = otel_context.get_current() if parent is None else parent
+        phases = Phases(plan.settings.children_max, lambda waiting: sink.submit(Overflow(inference, waiting)))
+        inference = Inference(plan, _parent_here() if parent is None else parent, phases)
+        inference.links = links
+        if plan.attributes:
+            inference.attributes.update(plan.attributes)
+        info = plan.info
+        if info is not None:
+            inference.cold = info.take_cold()
+            if not info.is_described and model is not None and state.describer is not None:
+                info.is_described = True
+                inference.attributes.update(state.describer.describe(model, info))
+        begin(inference, inference.marks, plan.inference_probes, model)
         inference.root = sink.start_root(inference, inference.parent)
         inference.context = set_span_in_context(inference.root, inference.parent)
-        _open[id(inference)] = inference
-        _count_company(inference)
+        state.open[id(inference)] = inference
+        serial = state.last_serial = next(state.serials)
+        inference.overlap = Overlap(serial, len(state.open) == 1)  # close() looks whether another one began
         inference.hooks_ns = perf_counter_ns() - inference.start_ns
         return inference
     except Exception:  # noqa: BLE001 - a user's sampler or span processor may raise anything
@@ -159,80 +271,15 @@ def open_inference(
         return None
 
 
-def _count_company(inference: Inference) -> None:
-    global _last_serial
-    inference.serial = _last_serial = next(_serials)
-    inference.is_alone = len(_open) == 1  # for now: close() looks whether another one began
-
-
-layers_of: Callable[[Inference, Any], Layers | None] | None = None
-"""Finds what records a model's layers in a forward. Set by :mod:`inferspan.integrations.torch.layers`."""
-
-
-def measure(phase: Phase, model: Any, device: str | None, since_ns: int) -> None:
-    """Begin to measure what a forward of ``model`` does, on ``device`` as torch writes it. :meth:`Inference.end` ends
-    it. Hooks have been at work ``since_ns``."""
-    inference, sink = phase.inference, _sink
-    if inference is None or sink is None:
-        return
-    try:
-        wanted = sink.settings.measure
-        phase.is_measured = True
-        if "flops" in wanted:
-            phase.shapes = []
-        if layers_of is not None:
-            phase.layers = layers_of(inference, model)
-        found = accelerator.of(device_of(model, device))
-        if found is None:
-            return
-        if inference.accelerator is None:
-            inference.accelerator = found
-            if "memory" in wanted:
-                inference.memory_before = found.memory()
-            sink.begin_on_device(inference)
-        if "gpu_time" in wanted:
-            phase.timer = found.timer(sink.settings.gpu_timers_max)
-    except Exception:  # noqa: BLE001
-        faults.note("scope.measure")
-    finally:
-        spent = perf_counter_ns() - since_ns
-        # where the phase is the inference itself, that it was opened is in there
-        inference.hooks_ns = spent if phase is inference.whole else inference.hooks_ns + spent
-
-
-def record_shapes(phase: Phase, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """A model is called in a phase: remember with which shapes, so that its FLOPs can be counted later."""
-    try:
-        if phase.shapes is None:
-            return
-        inventory = model_facts(model).inventory_of(model)
-        work = None if inventory is None else walk.read_shapes(args, kwargs)
-        if inventory is not None and work is not None:
-            phase.shapes.append((inventory, work))
-    except Exception:  # noqa: BLE001
-        faults.note("scope.work")
-
-
-def enter(inference: Inference, inside: Phase | None = None) -> Entered:
-    """Make the inference and its root span current in this context; ``inside`` a phase, where it has no others."""
-    assert inference.context is not None
-    return otel_context.attach(inference.context), ACTIVE.set(inference if inside is None else inside)
-
-
-def leave(entered: Entered) -> None:
-    """Undo :func:`enter`."""
-    try:
-        ACTIVE.reset(entered[1])
-    except ValueError:
-        # A block that was left in another context than it was entered in (a generator of a web framework that runs
-        # half in one thread, half in another): nothing was made current here, so there is nothing to undo.
-        return
-    otel_context.detach(entered[0])
-
-
-def elapsed_ns(inference: Inference) -> int:
-    """How long the inference has been running."""
-    return perf_counter_ns() - inference.start_ns
+def _parent_here() -> Context:
+    """The current context; where that is still the one of an inference that is over, since it was left in another
+    context, the one outside of it."""
+    context, active = otel_context.get_current(), _active.get()
+    while active is not None and active.is_over():
+        if active.inference is not None and context is active.inference.context and active.context_before is not None:
+            context = active.context_before
+        active = active.outer
+    return context
 
 
 def close(
@@ -246,44 +293,28 @@ def close(
 
     ``error`` is the exception that ended it; ``failed`` its type alone, where the exception is not at hand.
     """
-    if _may_close(inference):
+    if inference.claim():
         _close(inference, error, failed, end_ns)
-
-
-def _may_close(inference: Inference) -> bool:
-    # dict.setdefault is atomic: of a consumer, the garbage collector and interpreter exit only one gets it.
-    closer = object()
-    return inference.fork_generation == _fork_generation and vars(inference).setdefault("closer", closer) is closer
 
 
 def _close(inference: Inference, error: BaseException | None, failed: str | None, end_ns: int | None) -> None:
     try:
         now = perf_counter_ns()
-        with inference.lock:  # from here on no phase of another thread is added
+        with inference.phases.lock:  # from here on no phase of another thread is added
             inference.end_ns = now if end_ns is None else end_ns
-        if inference.cpu_start_ns is not None:
-            inference.cpu_time_ns = cpu_time_ns() - inference.cpu_start_ns
-        memory = _memory
-        if memory is not None:
-            inference.memory_bytes = memory.recent_bytes(inference.end_ns)
-        inference.is_alone = inference.is_alone and inference.serial == _last_serial
-        inference.open_after = len(_open) - 1
-        if inference.whole is not None and inference.whole.timer is not None:
-            inference.whole.timer.stop()
-        if inference.memory_before is not None and inference.accelerator is not None:
-            inference.memory_after = inference.accelerator.memory()
-        sink = _sink
+            inference.phases.is_closed = True
+        overlap = inference.overlap
+        if overlap is not None:
+            overlap.is_alone = overlap.is_alone and overlap.serial == state.last_serial
+            overlap.open_after = len(state.open) - 1
+        if inference.self_phase is not None and inference.self_phase.marks:
+            end(inference.self_phase, inference.self_phase.marks)
+        end(inference, inference.marks)
+        sink = state.sink
         if sink is None:
             return
         if error is not None:
-            inference.out_of_memory = out_of_memory(error)
-            inference.cancelled = is_cancellation(error)
-            if not inference.cancelled:
-                inference.failure = failure_of(
-                    error,
-                    with_message=sink.settings.content_on_spans,
-                    message_length=sink.settings.content_length,
-                )
+            _fail(inference, error)
         elif failed is not None:
             inference.failure = Failure(failed, "", None)
         inference.hooks_ns += perf_counter_ns() - now
@@ -291,7 +322,83 @@ def _close(inference: Inference, error: BaseException | None, failed: str | None
     except Exception:  # noqa: BLE001
         faults.note("scope.close")
     finally:  # not before: abandon_open() waits for what another thread hands on just now
-        _open.pop(id(inference), None)
+        state.open.pop(id(inference), None)
+
+
+def _fail(inference: Inference, error: BaseException) -> None:
+    settings = inference.plan.settings
+    for probe in inference.plan.inference_probes:
+        mark = probe.failed(inference, error)
+        if mark is not None:
+            inference.marks.append((probe, mark))
+    inference.is_cancelled = is_cancellation(error)
+    if not inference.is_cancelled:
+        with_message, length = settings.content_on_spans, settings.content_length
+        inference.failure = failure_of(error, with_message=with_message, message_length=length)
+
+
+def abandon_open() -> None:
+    """The process ends, or is uninstrumented: close what still runs, with what is known of it. A lazy result ends
+    with its last item."""
+    found = list(state.open.values())
+    for inference in found:
+        if not inference.claim():
+            continue
+        inference.is_abandoned = True
+        with inference.phases.lock:  # against a phase that ends just now
+            inference.phases.cut_off()
+            last, lazy = inference.phases.last, inference.lazy
+            end_ns = None if lazy is None else max(lazy.last_ns, 0 if last is None else last.end_ns)
+            _close(inference, None, None, end_ns)
+    deadline_ns = perf_counter_ns() + _CLOSING_NS
+    while any(id(inference) in state.open for inference in found) and perf_counter_ns() < deadline_ns:
+        sleep(0.001)
+
+
+# -- enter and leave -------------------------------------------------------------------------------------------------
+
+
+def enter(inference: Inference, inside: Phase | None = None) -> Active:
+    """Make the inference and its root span current in this context; ``inside`` a phase, where it has no others."""
+    assert inference.context is not None
+    active = Active(inference, inside, _outside())
+    active.context_before = _parent_here()
+    otel_context.attach(inference.context)
+    _active.set(active)
+    return active
+
+
+def enter_phase(phase: Phase) -> Active:
+    """Make a phase current in this context."""
+    active = Active(phase.inference, phase, _outside())
+    _active.set(active)
+    return active
+
+
+def _outside() -> Active | None:
+    """What was entered last in this context and is not over."""
+    active = _active.get()
+    while active is not None and active.is_over():
+        active = active.outer
+    return active
+
+
+def leave(active: Active) -> None:
+    """Undo :func:`enter` or :func:`enter_phase`, in whatever context and order.
+
+    Where another one was entered after it, that one still counts, and takes this one away with itself. In another
+    context than it was entered in nothing of it is current; where it was, :func:`here` passes over it.
+    """
+    active.is_left = True
+    if _active.get() is not active:
+        return
+    context, outer = active.context_before, active.outer
+    while outer is not None and outer.is_over():
+        context = context if outer.context_before is None else outer.context_before
+        outer = outer.outer
+    _active.set(outer)
+    if context is not None:
+        otel_context.attach(context)
 
 
 def run(
@@ -302,71 +409,101 @@ def run(
     inside: Phase | None = None,
 ) -> Any:
     """Call ``function`` once inside the inference, and close that with what came of it."""
-    entered = enter(inference, inside)
+    active = enter(inference, inside)
     try:
         result = function(*args, **kwargs)
     except BaseException as error:
-        leave(entered)
+        leave(active)
         close(inference, error)
         raise
-    leave(entered)
+    leave(active)
     close(inference)
     return result
 
 
-def run_phase(phase: Phase, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Call ``function`` once inside a phase of an inference, and end the phase."""
-    token = ACTIVE.set(phase)
+def run_phase(
+    phase: Phase,
+    function: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    discard_at: type[BaseException] | tuple[()] = (),
+) -> Any:
+    """Call ``function`` once inside a phase, and end the phase. Where it raises ``discard_at``, nothing has happened in
+    the phase, and it is not kept."""
+    active = enter_phase(phase)
     try:
         return function(*args, **kwargs)
+    except discard_at:
+        phase.discard()
+        raise
     except BaseException as error:
         phase.cut_off(error)
         raise
     finally:
-        ACTIVE.reset(token)
+        leave(active)
         if phase.inference is not None:
             phase.inference.end(phase)
 
 
 def run_suppressed(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Call ``function`` once where no hook records."""
-    token = ACTIVE.set(SUPPRESSED)
+    active = enter_phase(_SUPPRESSED)
     try:
         return function(*args, **kwargs)
     finally:
-        ACTIVE.reset(token)
+        leave(active)
+
+
+# -- phases -----------------------------------------------------------------------------------------------------------
 
 
 def begin_phase(name: str) -> Phase | None:
-    """Begin a phase here: of the inference that is active, else one on its own; ``None`` if nested or muted."""
-    active = ACTIVE.get()
+    """Begin a phase here: of the inference that is current, else a standalone one; ``None`` inside another phase."""
+    active = here()
     if active is None:
-        return Phase(name, None, perf_counter_ns()) if may_open() and not in_worker() else None
-    if active.is_phase or active.inference is None:
+        return Phase(name, None, perf_counter_ns()) if may_open() else None
+    if active.phase is not None or active.inference is None:
         return None
     return active.inference.begin(name)
 
 
 def end_phase(phase: Phase, model: str | None = None) -> None:
     """The phase is over: give it to its inference, or on its own to the sink."""
-    inference = phase.inference
-    if inference is not None:
-        inference.end(phase)
+    if phase.inference is not None:
+        phase.inference.end(phase)
         return
     phase.end_ns = perf_counter_ns()
     phase.busy_ns = phase.end_ns - phase.start_ns
     phase.calls = 1
-    if _sink is not None:
-        _sink.submit(StandalonePhase(phase, otel_context.get_current(), model))
+    if state.sink is not None:
+        state.sink.submit_standalone(StandalonePhase(phase, otel_context.get_current(), model))
 
 
-def in_worker() -> bool:
-    """Whether this process is a DataLoader worker, whose tokenizer is part of what the parent infers."""
-    data = sys.modules.get("torch.utils.data")
-    if data is None:
-        return False
-    get_worker_info = getattr(data, "get_worker_info", None)
-    return get_worker_info is not None and get_worker_info() is not None
+def begin_forward(phase: Phase, model: Any, device: str | None, since_ns: int) -> None:
+    """The phase is a forward of ``model``, whose input is on ``device``, as torch writes it: have the probes note its
+    beginning. Hooks have been at work ``since_ns``."""
+    inference = phase.inference
+    if inference is None or state.describer is None:
+        return
+    try:
+        phase.is_forward = True
+        device = state.describer.device_of(model, device)
+        of_forward, of_inference = inference.plan.probes_on(device)
+        begin(inference, inference.marks, (it for it in of_inference if inference.mark_of(it.name) is None), model)
+        phase.begin_probes(of_forward, model)
+    except Exception:  # noqa: BLE001
+        faults.note("scope.measure")
+    finally:
+        spent = perf_counter_ns() - since_ns
+        # where the phase is the inference itself, that it was opened is in there
+        inference.hooks_ns = spent if phase is inference.self_phase else inference.hooks_ns + spent
+
+
+@faults.guarded("scope.work")
+def model_called(phase: Phase, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """A model is called in a phase: the outermost one of it."""
+    for probe, mark in phase.marks or ():
+        probe.model_called(phase, mark, model, args, kwargs)
 
 
 def has_current_span() -> bool:
@@ -374,27 +511,12 @@ def has_current_span() -> bool:
     return get_current_span().get_span_context().is_valid
 
 
-def abandon_open() -> None:
-    """The process ends, or is uninstrumented: close what still runs, with what is known of it. A lazy result ends
-    with its last item."""
-    found = list(_open.values())
-    for inference in found:
-        if not _may_close(inference):
-            continue
-        inference.abandoned = True
-        with inference.lock:  # against a phase that ends just now
-            inference.cut_off()
-            last = inference._last_phase
-            last_ns = inference.last_ns if last is None else max(inference.last_ns, last.end_ns)
-            _close(inference, None, None, None if inference.busy_ns is None else last_ns)
-    deadline_ns = perf_counter_ns() + _CLOSING_NS
-    while any(id(inference) in _open for inference in found) and perf_counter_ns() < deadline_ns:
-        sleep(0.001)
+# -- the process ------------------------------------------------------------------------------------------------------
 
 
 def leave_process() -> None:
-    """The process ends without exit handlers: tell now what they would have told."""
-    sink = _sink
+    """The process ends without exit handlers: emit now what they would have emitted."""
+    sink = state.sink
     if sink is None:
         return
     try:
@@ -404,21 +526,26 @@ def leave_process() -> None:
         faults.note("scope.leave_process")
 
 
+def forget_all() -> None:
+    """Nothing runs here, whatever this context says: a forked process that goes on with other work."""
+    _active.set(None)
+
+
 def _after_fork_in_child() -> None:
     # The child must not export its parent's inferences, nor record inside one that only the parent can end.
-    global _fork_generation
-    _fork_generation += 1
-    _open.clear()
-    if _memory is not None:
-        _memory.reopen()
-    if ACTIVE.get() is not None:
-        ACTIVE.set(SUPPRESSED)
+    inside = _outside()
+    for inference in state.open.values():
+        inference.claim()
+        inference.end_ns = inference.start_ns
+    state.open.clear()
+    if inside is not None:
+        enter_phase(_SUPPRESSED).until = inside
 
 
 def _before_fork() -> None:
     # A root's ids are made when they are asked for: the child may be in the same trace, so both have to have them.
     # The current one may have ended: a task that was begun in it goes on in its context.
-    for span in (get_current_span(), *(inference.root for inference in list(_open.values()))):
+    for span in (get_current_span(), *(inference.root for inference in list(state.open.values()))):
         with suppress(Exception):  # the current one may be of the program's making
             if span is not None:
                 span.get_span_context()

@@ -2,7 +2,8 @@
 
 A record is plain data. Times are ``perf_counter_ns`` readings, so a clock that is set back changes no duration; the
 wall clock is read once, when the record opens, and everything is placed relative to it. Spans and metric points are
-made of it later, in :mod:`inferspan.emit`; nothing here knows how.
+made of it later, in :mod:`inferspan.emit`; nothing here knows how. What a measure noted is among ``marks``, and only
+that measure knows what it is.
 """
 
 from __future__ import annotations
@@ -13,28 +14,26 @@ from typing import TYPE_CHECKING, Any
 
 from inferspan import semconv
 from inferspan.core.errors import is_cancellation, type_name
-from inferspan.probes import host_allocations
-from inferspan.probes.figures import Part, add_parts, parts_of
+from inferspan.core.probe import begin, end
+from inferspan.core.steps import DECODE, PREFILL
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable
 
     from opentelemetry.context import Context
-    from opentelemetry.trace import Span
+    from opentelemetry.trace import Link, Span
 
     from inferspan.core.batch import Batch
     from inferspan.core.errors import Failure
+    from inferspan.core.messages import Content
     from inferspan.core.model import ModelInfo
+    from inferspan.core.plan import Plan
+    from inferspan.core.probe import Probe, Values
     from inferspan.core.steps import Generation
-    from inferspan.probes.accelerator import Accelerator, Memory, Timer
-    from inferspan.probes.compiles import Compiles
-    from inferspan.probes.flops.walk import CallShapes, Inventory
-    from inferspan.probes.layers import Layers
-    from inferspan.probes.out_of_memory import OutOfMemory
 
-    Attributes = Mapping[str, Any]
+    Marks = list[tuple[Probe, Any]]
 
-_UNREAD_MAX = 64
+_OVERFLOW_MAX = 64
 _AT_ONCE_NS = 20_000
 
 
@@ -48,17 +47,14 @@ def unix_offset_ns() -> int:
 
 
 class Phase:
-    """One phase of an inference, or a phase on its own (a tokenizer called outside of any inference).
+    """One phase of an inference, or a standalone phase (a tokenizer called outside of any inference).
 
     Phases of one name that follow each other without another between them share one record: ``calls`` counts
     them, ``busy_ns`` is the sum of their own times.
 
-    One that ``is_measured`` is a forward. ``timer`` times it on the device; ``shapes`` is what its models were called
-    with, ``None`` where FLOPs are not counted; ``in_model`` while one of them runs, so that a model inside it does not
-    count again. ``layers`` records its model's layers, where they are asked for.
+    ``is_forward``: a model runs in it, so that measures of forwards apply. ``in_model`` is true while one runs, so that
+    a model inside it does not count again. ``modules`` is what records single modules of it, where that is asked for.
     """
-
-    is_phase = True
 
     # Defaults are the class's, as with an inference.
     busy_ns: int = 0
@@ -67,12 +63,11 @@ class Phase:
     generation: Generation | None = None
     error: str | None = None
     is_cut_off: bool = False  # by an exception, a cancellation, the end of the process
-    is_measured: bool = False
-    timer: Timer | None = None
-    shapes: list[tuple[Inventory, CallShapes]] | None = None
+    is_ended: bool = False
+    is_forward: bool = False
     in_model: bool = False
-    layers: Layers | None = None
-    host: host_allocations.Mark | None = None
+    marks: Marks | None = None
+    modules: Any = None
 
     def __init__(self, name: str, inference: Inference | None, start_ns: int) -> None:
         self.name = name
@@ -92,6 +87,24 @@ class Phase:
         self.is_cut_off = True
         self.error = None if is_cancellation(error) else type_name(error)
 
+    def discard(self) -> None:
+        """Nothing happened in it: :meth:`Phases.end` will keep nothing of it."""
+        self.is_ended = True
+
+    def parts(self) -> tuple[str, ...]:
+        """The names of what is known of it apart: itself and, where it generated, prefill and decode."""
+        return (self.name,) if self.generation is None else (self.name, PREFILL, DECODE)
+
+    def mark_of(self, name: str) -> Any:
+        """What the measure of this name has noted; ``None`` if nothing."""
+        return next((mark for probe, mark in self.marks or () if probe.name == name), None)
+
+    def begin_probes(self, probes: tuple[Probe, ...], model: Any) -> None:
+        """Have the probes of forwards and phases note its beginning."""
+        if self.marks is None:
+            self.marks = []
+        begin(self, self.marks, probes, model)
+
 
 class StandalonePhase:
     """A finished phase that belongs to no inference: one span, under what was current when it began."""
@@ -109,22 +122,116 @@ class StandalonePhase:
         return self.phase.end_ns
 
 
-class Inference:
-    """One inference. Opened, entered, left and closed by :mod:`inferspan.core.current` only.
+class Overflow:
+    """Forwards of a running inference beyond the bound on its phases: they get no spans, but their values are added to
+    the inference's sums."""
 
-    Fields that metrics need have a slot each; what only the root span carries is in ``attributes``. ``None`` means
-    not known, and stays absent. ``phases`` is bounded; what is beyond the bound is counted in ``phases_dropped`` and
-    still in ``phase_totals_ns`` and ``totals``. ``whole`` is the phase that the inference itself is (a model called
-    directly), which has no span of its own.
-    """
+    __slots__ = ("end_ns", "inference", "phases")
 
-    is_phase = False
+    def __init__(self, inference: Inference, phases: list[Phase]) -> None:
+        self.inference = inference
+        self.phases = phases
+        self.end_ns = phases[-1].end_ns
 
-    # Defaults are the class's: an instance of fifty attributes takes 4 µs to make, one of fifteen 1 µs.
-    end_ns: int | None = None
-    _last_phase: Phase | None = None  # kept or not
-    _newest: Phase | None = None  # begun last
-    phases_dropped: int = 0
+
+class Phases:
+    """The phases of one inference. ``kept`` is bounded; what is beyond the bound is counted in ``dropped``, still in
+    ``totals_ns`` (by name, prefill and decode apart), and if it is a forward its values are still added up:
+    ``overflow`` are those that wait for it, ``sums`` what the background worker has so far."""
+
+    def __init__(self, kept_max: int, hand_over: Callable[[list[Phase]], None]) -> None:
+        self.kept: list[Phase] = []
+        self.dropped = 0
+        self.totals_ns: dict[str, int] = {}
+        self.overflow: list[Phase] = []
+        self.sums: dict[str, Values] = {}
+        self.newest: Phase | None = None  # begun last
+        self.last: Phase | None = None  # ended last, kept or not
+        self.is_closed = False
+        self._kept_max = kept_max
+        self._hand_over = hand_over
+        # Concurrent tasks of one inference() block may add phases at once; a signal handler in the midst of that, too.
+        self.lock = threading.RLock()
+
+    def end(self, phase: Phase) -> None:
+        """The phase is over: keep it, or add it to the one before it if that has the same name."""
+        with self.lock:
+            if phase.is_ended or self.is_closed:
+                return  # cut off, by the end of the process or uninstrument(), while it ran
+            phase.is_ended = True
+            if phase.marks:
+                end(phase, phase.marks)
+            phase.end_ns = now = perf_counter_ns()
+            spent = now - phase.start_ns
+            phase.busy_ns += spent
+            phase.calls += 1
+            totals = self.totals_ns
+            totals[phase.name] = totals.get(phase.name, 0) + spent
+            if phase.generation is not None:
+                self._add_steps(phase, phase.generation)
+            last = self.last
+            if last is not None and last.name == phase.name and _mergeable(last, phase):
+                last.end_ns = now
+                last.busy_ns += spent
+                last.calls += 1
+                last.error = phase.error
+                return
+            self.last = phase
+            if len(self.kept) < self._kept_max:
+                self.kept.append(phase)
+            else:
+                self.dropped += 1
+                self._let_go(phase)
+
+    def cut_off(self) -> None:
+        """The phase begun last, which still runs, is over as far as anybody will know."""
+        if self.newest is not None:
+            self.newest.is_cut_off = self.newest.is_cut_off or not self.newest.is_ended
+            self.end(self.newest)
+
+    def drop(self) -> int:
+        """Keep none of the phases; how many there were. Their values will still be added up."""
+        dropped, self.kept = self.kept, []
+        self.dropped += len(dropped)
+        self.overflow += [phase for phase in dropped if phase.is_forward]
+        return len(dropped)
+
+    def _let_go(self, phase: Phase) -> None:
+        if phase.is_forward:
+            self.overflow.append(phase)
+            if len(self.overflow) >= _OVERFLOW_MAX:
+                waiting, self.overflow = self.overflow, []
+                self._hand_over(waiting)
+
+    def _add_steps(self, phase: Phase, generation: Generation) -> None:
+        totals = self.totals_ns
+        first_ns, end_ns = generation.until(phase.end_ns)
+        if first_ns is None and not phase.is_cut_off:
+            return
+        totals[PREFILL] = totals.get(PREFILL, 0) + (first_ns or end_ns) - generation.start_ns
+        if first_ns is not None and (generation.steps > 1 or phase.is_cut_off):
+            totals[DECODE] = totals.get(DECODE, 0) + end_ns - first_ns
+
+
+def _mergeable(last: Phase, phase: Phase) -> bool:
+    # A forward has facts of its own (shape, prefill and decode); what runs at the same time is not a sequence.
+    return (
+        last.generation is None
+        and phase.generation is None
+        and last.attributes is None
+        and phase.attributes is None
+        and not last.marks
+        and not phase.marks
+        and not last.is_forward
+        and not phase.is_forward
+        and last.end_ns <= phase.start_ns
+    )
+
+
+class Counts:
+    """Rows, lengths and tokens of all batches of an inference. ``positions`` and ``padded`` are of exact batches only;
+    ``rows`` and ``padding`` have one number for each of the first batches; ``items`` counts the results."""
+
     rows_max: int = 0
     length_max: int = 0
     positions: int = 0
@@ -133,128 +240,18 @@ class Inference:
     input_exact: bool = True
     output_tokens: int | None = None
     output_exact: bool = True
-    generation: Generation | None = None
     items: int = 0
-    cold: bool | None = None
-    stream: bool = False
-    single_span: bool = False
-    whole: Phase | None = None
-    accelerator: Accelerator | None = None
-    memory_before: Memory | None = None
-    memory_after: Memory | None = None
-    out_of_memory: OutOfMemory | None = None
-    compiles: Compiles | None = None
-    layers: Layers | None = None
-    has_layers: bool | None = None  # not decided
-    serial: int = 0
-    hooks_ns: int = 0  # that the calling thread has spent in our hooks
-    is_alone: bool = False
-    open_after: int = 0
-    busy_ns: int | None = None
-    cpu_start_ns: int | None = None
-    cpu_time_ns: int | None = None
-    memory_start_bytes: int | None = None
-    memory_bytes: int | None = None
-    failure: Failure | None = None
-    cancelled: bool = False
-    abandoned: bool = False
-    content: Any = None
-    fork_generation: int = 0
-    parent: Context | None = None
-    context: Context | None = None
-    root: Span | None = None
 
-    def __init__(self, name: str, operation: str, model: ModelInfo | None, phases_max: int) -> None:
-        self.name = name
-        self.operation = operation
-        self.model = model
-        self.start_ns = perf_counter_ns()
-        self.unix_offset_ns = unix_offset_ns()
-        self.last_ns = self.start_ns
-        self.phases: list[Phase] = []
-        self.phases_max = phases_max
-        self.phase_totals_ns: dict[str, int] = {}
-        self.attributes: dict[str, Any] = {}
-        self.batch_rows: list[int] = []
+    def __init__(self) -> None:
+        self.rows: list[int] = []
         self.padding: list[float] = []
-        self.totals: dict[str, Part] = {}
-        self.unread: list[Phase] = []
-        # Concurrent tasks of one inference() block may add phases at once; a signal handler in the midst of that, too.
-        self.lock = threading.RLock()
+        self.finish_reasons: tuple[str, ...] = ()
 
-    @property
-    def inference(self) -> Inference:
-        return self
-
-    def begin(self, name: str) -> Phase:
-        """Begin a phase now. It must be handed to :meth:`end`, whatever happens in it."""
-        phase = self._newest = Phase(name, self, perf_counter_ns())
-        if host_allocations.is_tracing:
-            phase.host = host_allocations.Mark()
-        return phase
-
-    def end(self, phase: Phase) -> None:
-        """The phase is over: keep it, or add it to the one before it if that has the same name."""
-        with self.lock:
-            if phase.calls or self.end_ns is not None:
-                return  # cut off, by the end of the process or uninstrument(), while it ran
-            if phase.timer is not None:
-                phase.timer.stop()
-                phase.set(semconv.GPU_PENDING, phase.timer.is_pending)
-            if phase.host is not None:
-                phase.set(semconv.HOST_ALLOCATED, phase.host.allocated())
-                phase.set(semconv.HOST_PEAK, phase.host.peak())
-            phase.end_ns = now = perf_counter_ns()
-            spent = now - phase.start_ns
-            phase.busy_ns += spent
-            phase.calls += 1
-            totals = self.phase_totals_ns
-            totals[phase.name] = totals.get(phase.name, 0) + spent
-            if phase.generation is not None:
-                self._add_parts_to_totals(phase, phase.generation)
-            last = self._last_phase
-            if last is not None and last.name == phase.name and self._mergeable(last, phase):
-                last.end_ns = now
-                last.busy_ns += spent
-                last.calls += 1
-                last.error = phase.error
-                return
-            self._last_phase = phase
-            if len(self.phases) < self.phases_max:
-                self.phases.append(phase)
-            else:
-                self.phases_dropped += 1
-                self._let_go(phase)
-
-    def cut_off(self) -> None:
-        """The phase begun last, which still runs, is over as far as anybody will know."""
-        if self._newest is not None:
-            self._newest.is_cut_off = self._newest.is_cut_off or not self._newest.calls
-            self.end(self._newest)
-
-    def drop_phases(self) -> int:
-        """Keep none of the phases; how many there were."""
-        dropped, self.phases, self.layers = self.phases, [], None
-        self.phases_dropped += len(dropped)
-        for phase in dropped:
-            add_parts(self.totals, parts_of(phase))
-        return len(dropped)
-
-    def read_rest(self) -> None:
-        """Add what was measured in phases that are not kept to the sums."""
-        while self.unread:
-            add_parts(self.totals, parts_of(self.unread.pop(0)))
-
-    def set(self, name: str, value: Any) -> None:
-        """Set an attribute of the root span; ``None`` is left out."""
-        if value is not None:
-            self.attributes[name] = value
-
-    def add_batch(self, batch: Batch) -> None:
+    def add_batch(self, batch: Batch, kept_max: int) -> None:
         """Count what one forward was given. Of a long stream the first forwards stand for all, as with phases."""
-        kept = len(self.batch_rows) < self.phases_max
+        kept = len(self.rows) < kept_max
         if kept:
-            self.batch_rows.append(batch.rows)
+            self.rows.append(batch.rows)
         self.rows_max = max(self.rows_max, batch.rows)
         self.length_max = max(self.length_max, batch.length or 0)
         if batch.tokens is not None:
@@ -271,33 +268,108 @@ class Inference:
         self.output_tokens = (self.output_tokens or 0) + tokens
         self.output_exact = self.output_exact and exact
 
-    def _let_go(self, phase: Phase) -> None:
-        # The device may still be at it; of a long stream the first have been done long ago.
-        if not phase.is_measured:
-            return
-        unread = self.unread
-        unread.append(phase)
-        while unread and (len(unread) > _UNREAD_MAX or unread[0].timer is None or unread[0].timer.is_ready()):
-            add_parts(self.totals, parts_of(unread.pop(0)))
 
-    def _add_parts_to_totals(self, phase: Phase, generation: Generation) -> None:
-        totals = self.phase_totals_ns
-        first_ns, end_ns = generation.until(phase.end_ns)
-        if first_ns is None and not phase.is_cut_off:
-            return
-        totals[semconv.PREFILL] = totals.get(semconv.PREFILL, 0) + (first_ns or end_ns) - generation.start_ns
-        if first_ns is not None and (generation.steps > 1 or phase.is_cut_off):
-            totals[semconv.DECODE] = totals.get(semconv.DECODE, 0) + end_ns - first_ns
+class Overlap:
+    """Which other inferences ran at the same time: ``serial`` counts them in the order of their beginnings,
+    ``is_alone`` is true where none did, ``open_after`` are those that went on."""
 
-    @staticmethod
-    def _mergeable(last: Phase, phase: Phase) -> bool:
-        # A forward has facts of its own (shape, prefill and decode); what runs at the same time is not a sequence.
-        return (
-            last.generation is None
-            and phase.generation is None
-            and last.attributes is None
-            and phase.attributes is None
-            and not last.is_measured
-            and not phase.is_measured
-            and last.end_ns <= phase.start_ns
-        )
+    __slots__ = ("is_alone", "open_after", "serial")
+
+    def __init__(self, serial: int, is_alone: bool) -> None:
+        self.serial = serial
+        self.is_alone = is_alone
+        self.open_after = 0
+
+
+class Lazy:
+    """The times of an inference whose result is computed as it is consumed: what it spent in all steps, and when the
+    last of them ended."""
+
+    __slots__ = ("busy_ns", "last_ns")
+
+    def __init__(self, start_ns: int) -> None:
+        self.last_ns = perf_counter_ns()
+        self.busy_ns = self.last_ns - start_ns
+
+
+class Inference:
+    """One inference. Opened, entered, left and closed by :mod:`inferspan.core.current` only.
+
+    What metrics need has a field; what only the root span carries is in ``attributes``. ``None`` means not known, and
+    stays absent. ``self_phase`` is the phase that the inference itself is (a model called directly), which has no span
+    of its own. ``device`` is as torch writes it.
+    """
+
+    # Defaults are the class's: an instance of twenty-five attributes takes 3 µs to make, one of twelve 1 µs.
+    end_ns: int | None = None
+    lazy: Lazy | None = None
+    generation: Generation | None = None
+    self_phase: Phase | None = None
+    cold: bool | None = None
+    device: str | None = None
+    is_stream: bool = False
+    is_cancelled: bool = False
+    is_abandoned: bool = False
+    failure: Failure | None = None
+    content: Content | None = None
+    overlap: Overlap | None = None
+    hooks_ns: int = 0  # that the calling thread has spent in our hooks
+    context: Context | None = None
+    root: Span | None = None
+    links: tuple[Link, ...] = ()
+
+    def __init__(self, plan: Plan, parent: Context, phases: Phases) -> None:
+        self.plan = plan
+        self.parent = parent
+        self.start_ns = perf_counter_ns()
+        self.unix_offset_ns = unix_offset_ns()
+        self.phases = phases
+        self.counts = Counts()
+        self.attributes: dict[str, Any] = {}
+        self.marks: Marks = []
+        self._unclaimed = [None]
+
+    @property
+    def info(self) -> ModelInfo | None:
+        """What is known of its model."""
+        return self.plan.info
+
+    @property
+    def operation(self) -> str:
+        return self.plan.operation
+
+    def claim(self) -> bool:
+        """Whether the caller is the one to close it: true for the first who asks, of a consumer, the garbage collector
+        and interpreter exit alike. Taking the last item of a list is atomic."""
+        try:
+            self._unclaimed.pop()
+        except IndexError:
+            return False
+        return True
+
+    def begin(self, name: str) -> Phase:
+        """Begin a phase now. It must be handed to :meth:`end`, whatever happens in it."""
+        phase = self.phases.newest = Phase(name, self, perf_counter_ns())
+        if self.plan.phase_probes:
+            phase.begin_probes(self.plan.phase_probes, None)
+        return phase
+
+    def end(self, phase: Phase) -> None:
+        """The phase is over."""
+        self.phases.end(phase)
+
+    def add_batch(self, phase: Phase, batch: Batch) -> None:
+        """Count what a forward was given."""
+        self.counts.add_batch(batch, self.plan.settings.children_max)
+        if phase is not self.self_phase:
+            phase.set(semconv.BATCH_SIZE, batch.rows)
+            phase.set(semconv.SEQUENCE_LENGTH, batch.length)
+
+    def set(self, name: str, value: Any) -> None:
+        """Set an attribute of the root span; ``None`` is left out."""
+        if value is not None:
+            self.attributes[name] = value
+
+    def mark_of(self, name: str) -> Any:
+        """What the measure of this name has noted; ``None`` if nothing."""
+        return next((mark for probe, mark in self.marks if probe.name == name), None)

@@ -10,31 +10,23 @@ With assisted decoding one step yields one or more tokens: steps are counted her
 from __future__ import annotations
 
 from time import perf_counter_ns
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
+
+from inferspan import semconv
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from inferspan.core.batch import Output
-    from inferspan.probes.accelerator import Timer
-    from inferspan.probes.flops.walk import CallShapes, Flops, Inventory
 
+PREFILL, DECODE = semconv.PREFILL, semconv.DECODE
 _KEPT_MAX = 1024
-
-
-class Decoded(NamedTuple):
-    """What a decoding loop runs on. ``sequences``: rows that decode; ``exact`` false where more is computed than that
-    tells."""
-
-    inventory: Inventory
-    work: CallShapes
-    sequences: int
-    exact: bool
 
 
 class Generation:
     """Steps of one generation, of one decoding loop or of several after each other. Times are ``perf_counter_ns``
     readings, ``outputs`` what each loop returned; ``read_later`` counts the last of them anew once it is on the host.
+    ``is_assisted``: a draft proposes tokens. ``on_first_token`` is called when the first one is there.
 
     ``in_loop`` tells a call that is the generation itself (Whisper's ``generate`` calls the general one for each
     segment, Blip's that of its language model) from one inside a step of it (a draft model), which must not count.
@@ -51,8 +43,8 @@ class Generation:
         self.read_later: Callable[[Any], Output | None] | None = None
         self.in_loop = False
         self.loops = 0
-        self.decoded: Decoded | None = None
-        self.timer: Timer | None = None
+        self.is_assisted = False
+        self.on_first_token: Callable[[], Any] | None = None
         self._stride = 1
         self._last_ns = 0
         self._in_first_step = True
@@ -68,8 +60,8 @@ class Generation:
         self.steps += 1
         if self.first_token_ns is None:
             self.first_token_ns = now
-            if self.timer is not None:
-                self.timer.lap()
+            if self.on_first_token is not None:
+                self.on_first_token()
         elif not self._in_first_step and self.steps % self._stride == 0:
             self._keep(now - self._last_ns)
         self._in_first_step = False
@@ -85,37 +77,6 @@ class Generation:
         if self.first_token_ns is None or self.last_token_ns is None or self.steps < 2:
             return None
         return (self.last_token_ns - self.first_token_ns) / (self.steps - 1)
-
-    def flops(self) -> tuple[Flops, Flops] | None:
-        """Of prefill and decode; ``None`` where they are not known, as of several loops after each other."""
-        decoded = self.decoded
-        if decoded is None or self.loops != 1 or not self.steps:
-            return None
-        found = decoded.inventory.generation(decoded.work, self.steps, decoded.sequences)
-        if found is None or decoded.exact:
-            return found
-        return found[0]._replace(exact=False), found[1]._replace(exact=False)
-
-    def kv_bytes(self) -> int | None:
-        """Keys and values at the end of the loop."""
-        decoded = self.decoded
-        if decoded is None or self.loops != 1 or not decoded.work.cached:
-            return None
-        return decoded.inventory.kv_bytes(decoded.sequences, self._prompt(decoded) + self.steps - 1)
-
-    def read_bytes(self) -> int | None:
-        """What the steps after the first token read at least of weights and cache."""
-        decoded = self.decoded
-        if decoded is None or self.loops != 1 or decoded.inventory.weight_bytes is None:
-            return None
-        middle = decoded.inventory.kv_bytes(decoded.sequences, self._prompt(decoded) + self.steps // 2)
-        return None if middle is None else (self.steps - 1) * (decoded.inventory.weight_bytes + middle)
-
-    @staticmethod
-    def _prompt(decoded: Decoded) -> int:
-        if decoded.inventory.encoder is not None:
-            return decoded.work.decoder_length or 1
-        return decoded.work.length or 1
 
     def _keep(self, interval_ns: int) -> None:
         # A long generation keeps every second, fourth, … interval: bounded, and still spread over all its steps.

@@ -11,10 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from inferspan import semconv
 from inferspan.core import rank
-from inferspan.emit.layers import layer_points
+from inferspan.emit.fastpath import FastInstrument
 from inferspan.emit.spans import time_per_output_token_s, time_to_first_token_ns
-from inferspan.emit.streams import MetricFastPath
-from inferspan.probes.figures import Figures, failed_allocations, utilization
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -23,10 +21,12 @@ if TYPE_CHECKING:
     from opentelemetry.metrics import Meter
 
     from inferspan.config import Settings
+    from inferspan.core.probe import Report
     from inferspan.core.record import Inference, StandalonePhase
 
 _NS = 1e-9
 _NAMES_MAX = 50
+_COMMON_MAX = 2048
 
 
 class _Bounded:
@@ -53,102 +53,55 @@ class Points:
         self._token_points_max = settings.token_points_max
         self._model = _Bounded(settings.models_max)
         self._operation = _Bounded(_NAMES_MAX)
-        self._phase = _Bounded(_NAMES_MAX)
-        self._layer = _Bounded(settings.layers_max)
+        self._bounds = {semconv.PHASE_NAME: _Bounded(_NAMES_MAX), semconv.LAYER_NAME: _Bounded(settings.layers_max)}
         self._attributes: dict[tuple[str, str | None, str | None], tuple[dict[str, str], dict[str, str]]] = {}
         replaced = {m.replaces for m in semconv.METRICS.values() if m.replaces} if self._latest else set()
-        self._streams: dict[str, MetricFastPath] = {}
+        self._instruments: dict[str, FastInstrument] = {}
         for metric in semconv.METRICS.values():
             if metric.source or (metric.opt_in and not self._latest) or metric.name in replaced:
                 continue
             instrument = _create(meter, metric, observe)
             if not metric.instrument.startswith("observable"):
-                self._streams[metric.name] = MetricFastPath(instrument, metric.instrument)
+                self._instruments[metric.name] = FastInstrument(
+                    instrument, metric.instrument, is_allowed=settings.fast_path
+                )
 
-    def tell_inference(self, inference: Inference, figures: Figures) -> None:
+    def emit_inference(self, inference: Inference, report: Report) -> None:
         """All points of one finished inference."""
         if inference.end_ns is None:
             return
         context = inference.context if _is_sampled(inference) else None
         common, short = self._common(inference)
         duration = (inference.end_ns - inference.start_ns) * _NS
-        failed = inference.failure is not None
-        with_error = {**common, semconv.ERROR_TYPE: inference.failure.type} if inference.failure else common
+        failure = inference.failure
+        with_error = common if failure is None else {**common, semconv.ERROR_TYPE: failure.type}
         if inference.operation == semconv.LOAD_OPERATION:
-            del with_error, common[semconv.OPERATION_NAME]
-            self._load(inference, common, duration, context)
+            of_load = {name: value for name, value in with_error.items() if name != semconv.OPERATION_NAME}
+            self._add(semconv.LOAD_DURATION, duration, of_load, context)
             return
         self._add(semconv.OPERATION_DURATION, duration, with_error, context)
         self._add(semconv.INFERENCE_DURATION, duration, with_error, context)
-        if failed:
+        if failure is not None:
             self._add(semconv.ERRORS, 1, with_error, context)
         if inference.cold:
             self._add(semconv.COLD_STARTS, 1, common, context)
         self._phases(inference, short, duration, context)
-        for rows in inference.batch_rows:
+        for rows in inference.counts.rows:
             self._add(semconv.BATCH_SIZES, rows, short, context)
-        for ratio in inference.padding:
+        for ratio in inference.counts.padding:
             self._add(semconv.PADDING_RATIOS, ratio, short, context)
         self._tokens(inference, common, with_error, context)
-        self._measured(inference, figures, short, context)
-        self._layers(inference)
-        self._memory(inference, figures, context)
-        if not failed:
+        self._probes(inference, report, short, context)
+        if failure is None:
             self._generation(inference, common, short, context)
-
-    def _measured(self, inference: Inference, figures: Figures, short: dict[str, str], context: Context | None) -> None:
-        for name, part in figures.totals.items():
-            attributes = {**short, semconv.PHASE_NAME: self._phase(name)}
-            if part.gpu_s is not None:
-                self._add(semconv.GPU_TIMES, part.gpu_s, attributes, context)
-            if part.flops is not None:
-                self._add(semconv.FLOPS_DONE, part.flops, attributes, context)
-            used = utilization(inference, part)
-            if used is not None:
-                self._add(semconv.FLOPS_UTILIZATIONS, used, attributes, context)
-        if figures.kv_bytes is not None:
-            self._add(semconv.KV_CACHE_SIZES, figures.kv_bytes, short, context)
-        if figures.energy is not None:
-            self._add(semconv.ENERGY_CONSUMED, figures.energy.joules, short, context)
-            if inference.output_tokens:
-                self._add(semconv.ENERGY_PER_TOKEN, figures.energy.joules / inference.output_tokens, short, context)
-        compiles = inference.compiles
-        if compiles is not None:
-            self._add(semconv.COMPILE_DURATION, compiles.seconds, short, context)
-            self._add(semconv.RECOMPILES, compiles.recompiles, short, context)
-
-    def _layers(self, inference: Inference) -> None:
-        model = {} if inference.model is None else {semconv.REQUEST_MODEL: self._model(inference.model.name)}
-        for name, value, attributes in () if inference.layers is None else layer_points(inference.layers):
-            attributes[semconv.LAYER_NAME] = self._layer(attributes[semconv.LAYER_NAME])
-            self._add(name, value, {**model, **attributes}, None)
-
-    def _memory(self, inference: Inference, figures: Figures, context: Context | None) -> None:
-        attributes = {}
-        if inference.model is not None:
-            attributes[semconv.REQUEST_MODEL] = self._model(inference.model.name)
-        for growth in figures.growths:
-            on_device = {**attributes, semconv.DEVICE: growth.device}
-            self._add(semconv.MEMORY_GROWTH, growth.bytes_per_inference, on_device, None)
-        accelerator = inference.accelerator
-        if accelerator is not None:
-            attributes[semconv.DEVICE] = accelerator.device
-        elif inference.out_of_memory is not None:
-            attributes[semconv.DEVICE] = "cpu"
-        failures = failed_allocations(inference)
-        if failures:
-            self._add(semconv.OUT_OF_MEMORY, failures, attributes, context)
-        if inference.memory_after is not None:
-            self._add(semconv.MEMORY_AFTERWARDS, inference.memory_after.allocated, attributes, None)
-        if figures.peak is not None and figures.peak[0] is not None:
-            self._add(semconv.MEMORY_PEAKS, figures.peak[0], attributes, context)
 
     def emit_standalone(self, standalone: StandalonePhase) -> None:
         """The point of a phase that belongs to no inference."""
-        attributes = {semconv.OPERATION_NAME: standalone.phase.name, semconv.PHASE_NAME: standalone.phase.name}
+        phase = standalone.phase
+        attributes = {semconv.OPERATION_NAME: phase.name, semconv.PHASE_NAME: phase.name}
         if standalone.model is not None:
             attributes[semconv.REQUEST_MODEL] = self._model(standalone.model)
-        self._add(semconv.PHASE_DURATION, standalone.phase.busy_ns * _NS, attributes, standalone.context)
+        self._add(semconv.PHASE_DURATION, phase.busy_ns * _NS, attributes, standalone.context)
 
     def count_dropped(self, count: int, reason: str) -> None:
         """Children or records that were left out."""
@@ -156,21 +109,25 @@ class Points:
 
     def forget(self) -> None:
         """The sums that there were are gone: a fork."""
-        for streams in self._streams.values():
-            streams.forget()
+        for instrument in self._instruments.values():
+            instrument.forget()
 
-    def _load(self, inference: Inference, common: dict[str, str], duration: float, context: Context | None) -> None:
-        if inference.failure:
-            common = {**common, semconv.ERROR_TYPE: inference.failure.type}
-        self._add(semconv.LOAD_DURATION, duration, common, context)
+    def _probes(self, inference: Inference, report: Report, short: dict[str, str], context: Context | None) -> None:
+        of_model = {} if inference.info is None else {semconv.REQUEST_MODEL: self._model(inference.info.name)}
+        for point in report.points:
+            attributes = {**(short if point.of_operation else of_model), **point.attributes}
+            for name, bound in self._bounds.items():
+                if name in attributes:
+                    attributes[name] = bound(attributes[name])
+            self._add(point.metric, point.value, attributes, context if point.has_exemplar else None)
 
     def _phases(self, inference: Inference, short: dict[str, str], duration: float, context: Context | None) -> None:
-        if inference.single_span:
-            attributes = {**short, semconv.PHASE_NAME: self._phase(inference.operation)}
+        bound = self._bounds[semconv.PHASE_NAME]
+        if inference.self_phase is not None:
+            attributes = {**short, semconv.PHASE_NAME: bound(inference.operation)}
             self._add(semconv.PHASE_DURATION, duration, attributes, context)
-        for name, spent in inference.phase_totals_ns.items():
-            attributes = {**short, semconv.PHASE_NAME: self._phase(name)}
-            self._add(semconv.PHASE_DURATION, spent * _NS, attributes, context)
+        for name, spent in inference.phases.totals_ns.items():
+            self._add(semconv.PHASE_DURATION, spent * _NS, {**short, semconv.PHASE_NAME: bound(name)}, context)
 
     def _tokens(
         self,
@@ -179,9 +136,10 @@ class Points:
         with_error: dict[str, str],
         context: Context | None,
     ) -> None:
+        counts = inference.counts
         for count, kind, histogram, counter in (
-            (inference.input_tokens, "input", semconv.INFERENCE_INPUT_TOKENS, semconv.USAGE_INPUT_TOKENS),
-            (inference.output_tokens, "output", semconv.INFERENCE_OUTPUT_TOKENS, semconv.USAGE_OUTPUT_TOKENS),
+            (counts.input_tokens, "input", semconv.INFERENCE_INPUT_TOKENS, semconv.USAGE_INPUT_TOKENS),
+            (counts.output_tokens, "output", semconv.INFERENCE_OUTPUT_TOKENS, semconv.USAGE_OUTPUT_TOKENS),
         ):
             if count is None:
                 continue
@@ -198,22 +156,23 @@ class Points:
         if first_ns is None:
             return
         self._add(semconv.SERVER_TIME_TO_FIRST_TOKEN, first_ns * _NS, common, context)
-        if inference.stream:
+        if inference.is_stream:
             self._add(semconv.INFERENCE_FIRST_CHUNK, first_ns * _NS, common, context)
         per_token = time_per_output_token_s(inference)
         if per_token is not None:
             self._add(semconv.SERVER_TIME_PER_OUTPUT_TOKEN, per_token, common, context)
         # without children (INFERSPAN_CHILDREN_MAX=0, a full queue) the first generation is still there
-        phases = inference.phases
+        phases = inference.phases.kept
         for generation in [phase.generation for phase in phases] if phases else [inference.generation]:
             if generation is not None:
                 for interval in _spread(generation.intervals_ns, self._token_points_max):
                     self._add(semconv.INTER_TOKEN_DURATION, interval * _NS, short, context)
 
     def _common(self, inference: Inference) -> tuple[dict[str, str], dict[str, str]]:
-        """Attributes of the GenAI metrics and of our own, made once for each operation and model."""
-        facts = inference.model
-        model, provider = (None, None) if facts is None else (facts.name, facts.provider)
+        """Attributes of the GenAI metrics and of our own, made once for each operation and model. Nobody writes to
+        them."""
+        info = inference.info
+        model, provider = (None, None) if info is None else (info.name, info.provider)
         key = (inference.operation, model, provider)
         found = self._attributes.get(key)
         if found is None:
@@ -224,15 +183,15 @@ class Points:
                 if provider is not None:
                     common[semconv.PROVIDER_NAME] = provider
             found = common, short
-            if len(self._attributes) < 2048:
+            if len(self._attributes) < _COMMON_MAX:
                 self._attributes[key] = found
-        return dict(found[0]), found[1]
+        return found
 
     def _add(self, name: str, value: float, attributes: Mapping[str, str | int], context: Context | None) -> None:
-        streams = self._streams.get(name)
-        if streams is not None:
+        instrument = self._instruments.get(name)
+        if instrument is not None:
             place = rank.attributes()
-            streams.put(value, {**attributes, **place} if place else attributes, context)
+            instrument.put(value, {**attributes, **place} if place else attributes, context)
 
 
 def _create(meter: Meter, metric: semconv.Metric, observe: Callable[[str], Callable[..., Any]]) -> Any:

@@ -1,8 +1,10 @@
-"""The sink of all records: starts the live root spans, queues what is finished, and tells it to the providers."""
+"""The way of every record: the queue, the probes' report, metric points and spans, each once and in this order.
+
+The pipeline starts the live root spans, takes what is finished, and is what flushing, exit and forks act on.
+"""
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -12,38 +14,39 @@ from typing import TYPE_CHECKING
 from opentelemetry import _logs, metrics, trace
 from opentelemetry.metrics import CallbackOptions, Observation
 
-from inferspan import devices, faults, forks, semconv
+from inferspan import faults, forks, semconv
 from inferspan.core import current, rank
-from inferspan.core.record import Inference, StandalonePhase
-from inferspan.core.worker import Worker
-from inferspan.devices import instruments as device_instruments
-from inferspan.devices.nvml import Nvml
+from inferspan.core.probe import Probe, Report, add_up, is_ready, parts_of
+from inferspan.core.record import Inference, Overflow, Phase, StandalonePhase
+from inferspan.devices import instruments
+from inferspan.emit.content import content_attributes
 from inferspan.emit.metrics import Points
 from inferspan.emit.providers import Providers
-from inferspan.emit.spans import content_attributes, emit_standalone, start_root, tell_inference
-from inferspan.probes import figures
-from inferspan.probes.energy import EnergySampler
-from inferspan.probes.figures import Figures, Growth
-from inferspan.probes.leaks import ALLOCATOR, RESIDENT, Leaks
+from inferspan.emit.spans import emit_inference, emit_standalone, start_root
+from inferspan.emit.worker import Record, Worker
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context
     from opentelemetry.trace import Span
 
     from inferspan.config import Settings
+    from inferspan.core.plan import Probes
     from inferspan.devices.sampler import Sampler
 
 _COLLECT_TIMEOUT_S = 5.0
 
 
 @dataclass(slots=True)
-class _Spent:
+class _Process:
+    """What outlives a pipeline: observable instruments belong to their meter for good, so their callbacks look up whose
+    numbers they give; and counters never go back, so those of pipelines that are closed count on."""
+
+    pipeline: Pipeline | None = None
     hooks_ns: int = 0
     worker_ns: int = 0
 
 
-_current: Pipeline | None = None
-_spent_before = _Spent()  # by reporters that are closed: a counter never goes back
+_process = _Process()
 
 
 class Pipeline:
@@ -52,13 +55,14 @@ class Pipeline:
     def __init__(
         self,
         settings: Settings,
+        probes: Probes,
         tracer_provider: trace.TracerProvider | None = None,
         meter_provider: metrics.MeterProvider | None = None,
         logger_provider: _logs.LoggerProvider | None = None,
     ) -> None:
-        global _current
         self.settings = settings
-        self._worker = Worker(self._tell, settings.queue_max, self._is_ready, self._tell_dropped)
+        self._probes = probes
+        self._worker = Worker(self._emit, settings.queue_max, self._is_ready, self._emit_dropped)
         self._providers = Providers(
             tracer_provider,
             meter_provider,
@@ -66,16 +70,14 @@ class Pipeline:
             self._worker.drain,
             self._at_exit,
             settings.flush_timeout,
+            has_fast_path=settings.fast_path,
         )
-        self.sampler = devices.sampler(settings)
-        self._meter = EnergySampler(Nvml()) if "energy" in settings.measure else None
-        self._leaks = Leaks() if "leaks" in settings.measure else None
-        self._leaks_pid = os.getpid()
+        self._sampler: Sampler | None = None
         self._hooks_ns = 0
         self._points: Points | None = None
         self._over_children_max = 0
-        self._dropped_told = self._dropped()
-        _current = self
+        self._dropped_reported = self._dropped()
+        _process.pipeline = self
         # Found here, a provider that is set already runs its exit handler after ours, whatever happens first.
         self._providers.writer()
         self._bind_meter()
@@ -83,66 +85,67 @@ class Pipeline:
             self._providers.logger()
         forks.register(after_in_child=self._after_fork_in_child)
 
+    # -- the calling threads
+
     def start_root(self, inference: Inference, context: Context) -> Span:
         self._worker.ensure_running()
         return start_root(self._providers.writer(), inference, context)
 
-    def begin_on_device(self, inference: Inference) -> None:
-        accelerator = inference.accelerator
-        if self._meter is not None and accelerator is not None and accelerator.kind == "cuda":
-            self._meter.begin(accelerator.index)
-
-    def submit(self, record: Inference | StandalonePhase) -> None:
+    def submit(self, record: Inference | Overflow) -> None:
         if isinstance(record, Inference):
-            self._over_children_max += record.phases_dropped
-            accelerator = record.accelerator
-            if self._meter is not None and accelerator is not None and accelerator.kind == "cuda":
-                self._meter.end(accelerator.index)
+            self._over_children_max += record.phases.dropped
         self._worker.submit(record)
-        if isinstance(record, StandalonePhase):
-            self._worker.ensure_running()
-            self._providers.writer()  # which notices new providers, as the start of a root does
+
+    def submit_standalone(self, record: StandalonePhase) -> None:
+        self._worker.submit(record)
+        self._worker.ensure_running()
+        self._providers.writer()  # which notices new providers, as the start of a root does
 
     def flush(self, timeout_s: float) -> bool:
-        """Tell everything finished, and have the providers flush: at most ``timeout_s`` for each."""
+        """Emit everything finished, and have the providers flush: at most ``timeout_s`` for each."""
 
         def flush() -> bool:
             drained = self._worker.drain(timeout_s)
             return self._providers.flush(timeout_s) and drained
 
         # a span processor that flushes from inside on_end holds what the other thread would wait for
-        return flush() if self._worker.tells_here() else _in_time(flush, 2 * timeout_s)
+        return flush() if self._worker.emits_here() else _in_time(flush, 2 * timeout_s)
 
     def drain(self, timeout_s: float) -> bool:
-        """Tell everything finished to the providers."""
+        """Emit everything finished."""
         return self._worker.drain(timeout_s)
 
     def observed(self) -> dict[str, float]:
         """What is true now, by the name of its metric."""
         return {
-            semconv.ACTIVE_INFERENCES: current.open_count(),
-            semconv.OVERHEAD_HOOKS: (_spent_before.hooks_ns + self._hooks_ns) * 1e-9,
-            semconv.OVERHEAD_WORKER: (_spent_before.worker_ns + self._worker.busy_ns) * 1e-9,
+            semconv.ACTIVE_INFERENCES: len(current.state.open),
+            semconv.OVERHEAD_HOOKS: (_process.hooks_ns + self._hooks_ns) * 1e-9,
+            semconv.OVERHEAD_WORKER: (_process.worker_ns + self._worker.busy_ns) * 1e-9,
             semconv.OVERHEAD_QUEUE: self._worker.most_waiting,
         }
+
+    def sampler(self) -> Sampler | None:
+        """What reads devices, host and process; not imported before somebody collects, nor where nobody reports."""
+        if self._sampler is None and self.settings.devices != "never":
+            self._sampler = forks.import_module("inferspan.devices.choice").sampler(self.settings)
+        return self._sampler
 
     def leave_process(self) -> None:
         if self._worker.is_used():
             self.flush(self.settings.flush_timeout)
 
     def close(self) -> None:
-        """Tell everything finished, and stop."""
-        global _current
+        """Emit everything finished, and stop."""
         self._stop()
         self._providers.release()
-        self.sampler.stop()
-        if self._meter is not None:
-            self._meter.stop()
-        _spent_before.hooks_ns += self._hooks_ns
-        _spent_before.worker_ns += self._worker.busy_ns
+        if self._sampler is not None:
+            self._sampler.stop()
+        self._probes.close()
+        _process.hooks_ns += self._hooks_ns
+        _process.worker_ns += self._worker.busy_ns
         self._hooks_ns = self._worker.busy_ns = 0
-        if _current is self:
-            _current = None
+        if _process.pipeline is self:
+            _process.pipeline = None
 
     def _at_exit(self) -> None:
         current.abandon_open()
@@ -155,80 +158,86 @@ class Pipeline:
 
         _in_time(stop, self.settings.flush_timeout)
 
+    # -- the background worker
+
+    def _is_ready(self, record: Record) -> bool:
+        if isinstance(record, StandalonePhase):
+            return True
+        if isinstance(record, Overflow):
+            return all(is_ready(phase, phase.marks) for phase in record.phases)
+        # the latest first: while it is not done, nobody need ask for the others
+        phases = (record.self_phase, *reversed(record.phases.kept), *record.phases.overflow)
+        return all(phase is None or is_ready(phase, phase.marks) for phase in phases) and is_ready(record, record.marks)
+
+    def _emit(self, record: Record) -> None:
+        if isinstance(record, Overflow):
+            self._add_overflow(record.inference, record.phases)
+            return
+        # the points first: their exemplars need nothing of the spans, and a span processor may raise
+        if isinstance(record, StandalonePhase):
+            self._emit_points(record, None)
+            emit_standalone(self._providers.writer(), record)
+            return
+        report = self._report(record)
+        self._hooks_ns += record.hooks_ns
+        self._emit_points(record, report)
+        if self.settings.content_in_events:
+            self._emit_content(record)
+        emit_inference(self._providers.writer(), record, report, self._probes.loaded())
+
+    def _report(self, inference: Inference) -> Report:
+        """What the probes make of their marks, each phase's values once."""
+        report, phases, probes = Report(), inference.phases, self._probes.loaded()
+        try:
+            self._add_overflow(inference, phases.overflow)
+            phases.overflow = []
+            report.totals = {part: dict(values) for part, values in phases.sums.items()}
+            report.parts = [parts_of(phase) for phase in phases.kept]
+            whole = [] if inference.self_phase is None else [parts_of(inference.self_phase)]
+            for parts in (*report.parts, *whole):
+                add_up(report.totals, parts, probes)
+        except Exception:  # noqa: BLE001
+            faults.note("telemetry.figures")
+        for probe in probes:
+            self._ask(probe, inference, report)
+        return report
+
+    @staticmethod
+    @faults.guarded("telemetry.probe")
+    def _ask(probe: Probe, inference: Inference, report: Report) -> None:
+        probe.report(inference, inference.mark_of(probe.name), report)
+
+    @faults.guarded("telemetry.figures")
+    def _add_overflow(self, inference: Inference, phases: list[Phase]) -> None:
+        for phase in phases:
+            add_up(inference.phases.sums, parts_of(phase), self._probes.loaded())
+
     def _bind_meter(self) -> None:
         if self.settings.metrics:
             meter = self._providers.new_meter()
             if meter is not None:
                 self._points = Points(meter, self.settings, partial(partial, _observe))
-                device_instruments.create(meter, self.settings, _current_sampler)
+                instruments.create(meter, self.settings, _current_sampler)
 
-    def _is_ready(self, record: Inference | StandalonePhase) -> bool:
-        return isinstance(record, StandalonePhase) or figures.is_ready(record, self._meter)
-
-    def _tell(self, record: Inference | StandalonePhase) -> None:
-        found = None if isinstance(record, StandalonePhase) else self._figures(record)
-        self._hooks_ns += 0 if isinstance(record, StandalonePhase) else record.hooks_ns
-        # the points first: their exemplars need nothing of the spans, and a span processor may raise
-        self._tell_points(record, found)
-        writer = self._providers.writer()
+    @faults.guarded("telemetry.metrics")  # a user's view or exemplar filter
+    def _emit_points(self, record: Inference | StandalonePhase, report: Report | None) -> None:
+        self._bind_meter()
+        if self._points is None:
+            return
         if isinstance(record, StandalonePhase):
-            emit_standalone(writer, record)
-            return
-        if self.settings.content_in_events:
-            self._tell_event(record)
-        tell_inference(writer, record, found or Figures(), self.settings)
+            self._points.emit_standalone(record)
+        else:
+            self._points.emit_inference(record, report or Report())
 
-    def _figures(self, inference: Inference) -> Figures | None:
-        try:
-            found = figures.figures_of(inference, self._meter)
-            found.growths = [] if self._leaks is None else list(self._look_for_leaks(self._leaks, inference))
-            return found
-        except Exception:  # noqa: BLE001
-            faults.note("telemetry.figures")
-            return None
-
-    def _look_for_leaks(self, leaks: Leaks, inference: Inference) -> Iterable[Growth]:
-        if inference.operation == semconv.LOAD_OPERATION or self._leaks_pid != os.getpid():
-            self._leaks_pid = os.getpid()
-            leaks.restart()  # what a model takes is no growth; a forked child has memory of its own
-            return
-        name = inference.operation if inference.model is None else inference.model.name
-        readings = [("cpu", inference.memory_bytes, RESIDENT)]
-        if inference.accelerator is not None and inference.memory_after is not None:
-            readings.append((inference.accelerator.device, inference.memory_after.allocated, ALLOCATOR))
-        for device, held, noise in readings:
-            key = (name, device)
-            shape = (inference.rows_max, inference.length_max)
-            leak = leaks.add(key, held, noise, at_ns=inference.end_ns or 0, shape=shape, others=inference.open_after)
-            growth = leaks.growth(key)
-            if leak is not None:
-                # once for each memory: a leak anywhere in the process shows at every model that runs meanwhile
-                faults.warn_once(f"leak {device}", leak.sentence(name, None if device == "cpu" else device))
-            if growth is not None:
-                yield Growth(device, growth, leak)
-
-    def _tell_points(self, record: Inference | StandalonePhase, found: Figures | None) -> None:
-        try:
-            self._bind_meter()
-            points = self._points
-            if points is None:
-                return
-            if isinstance(record, StandalonePhase):
-                points.emit_standalone(record)
-            else:
-                points.tell_inference(record, found or Figures())
-        except Exception:  # noqa: BLE001 - a user's view or exemplar filter
-            faults.note("telemetry.metrics")
-
-    def _tell_dropped(self) -> None:
+    def _emit_dropped(self) -> None:
         points = self._points
         if points is None:
             return
         for reason, count in self._dropped().items():
-            told = self._dropped_told[reason]
-            if count > told:
-                points.count_dropped(count - told, reason)
-                self._dropped_told[reason] = count
+            reported = self._dropped_reported[reason]
+            if count > reported:
+                points.count_dropped(count - reported, reason)
+                self._dropped_reported[reason] = count
 
     def _dropped(self) -> dict[str, int]:
         return {
@@ -238,30 +247,25 @@ class Pipeline:
         }
 
     def _after_fork_in_child(self) -> None:
-        # The parent tells its own counts and points.
-        self._dropped_told = self._dropped()
-        self._hooks_ns = _spent_before.hooks_ns = _spent_before.worker_ns = 0
+        # The parent emits its own counts and points.
+        self._dropped_reported = self._dropped()
+        self._hooks_ns = _process.hooks_ns = _process.worker_ns = 0
         self._providers.begin_anew()
         if self._points is not None:
             self._points.forget()
 
-    def _tell_event(self, inference: Inference) -> None:
-        try:
-            attributes = content_attributes(inference, self.settings)
-            if attributes and inference.end_ns is not None:
-                facts = {semconv.OPERATION_NAME: inference.operation}
-                if inference.model is not None:
-                    facts = dict(inference.model.attributes_for(inference.operation))
-                self._providers.logger().emit(
-                    _logs.LogRecord(
-                        timestamp=inference.end_ns + inference.unix_offset_ns,
-                        context=inference.context,
-                        event_name=semconv.DETAILS_EVENT,
-                        attributes={**facts, **attributes},
-                    )
+    @faults.guarded("telemetry.events")  # a user's log processor
+    def _emit_content(self, inference: Inference) -> None:
+        attributes = content_attributes(inference, self.settings)
+        if attributes and inference.end_ns is not None:
+            self._providers.logger().emit(
+                _logs.LogRecord(
+                    timestamp=inference.end_ns + inference.unix_offset_ns,
+                    context=inference.context,
+                    event_name=semconv.DETAILS_EVENT,
+                    attributes={**inference.plan.asked, **attributes},
                 )
-        except Exception:  # noqa: BLE001 - a user's log processor
-            faults.note("telemetry.events")
+            )
 
 
 def _in_time(function: Callable[[], bool], timeout_s: float) -> bool:
@@ -277,18 +281,14 @@ def _in_time(function: Callable[[], bool], timeout_s: float) -> bool:
 
 
 def _observe(name: str, options: CallbackOptions) -> Iterable[Observation]:
-    """What is looked at when a reader collects. What is finished is told first.
-
-    Instruments belong to their meter for good (they cannot be taken back), so this looks the reporter up.
-    """
-    reporter = _current
-    if reporter is None:
+    """What is looked at when a reader collects. What is finished is emitted first."""
+    pipeline = _process.pipeline
+    if pipeline is None:
         return
     if name == semconv.ACTIVE_INFERENCES:  # which is asked first: once a collection
-        reporter.drain(min(_COLLECT_TIMEOUT_S, reporter.settings.flush_timeout))
-    yield Observation(reporter.observed()[name], rank.attributes())
+        pipeline.drain(min(_COLLECT_TIMEOUT_S, pipeline.settings.flush_timeout))
+    yield Observation(pipeline.observed()[name], rank.attributes())
 
 
 def _current_sampler() -> Sampler | None:
-    """The sampler behind the observable instruments of devices, which also belong to the meter for good."""
-    return None if _current is None else _current.sampler
+    return None if _process.pipeline is None else _process.pipeline.sampler()

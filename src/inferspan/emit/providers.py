@@ -10,21 +10,19 @@ from __future__ import annotations
 
 import atexit
 import sys
-import threading
 from collections.abc import Callable, Mapping
-from typing import Any
 
 from opentelemetry import _logs, metrics, trace
-from opentelemetry.sdk.trace import ConcurrentMultiSpanProcessor, SpanProcessor
+from opentelemetry.sdk.trace import SpanProcessor
 from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
 
 from inferspan import semconv
+from inferspan.emit.fastpath import begin_anew, processors_of, put_first, take_out, writer_of
 from inferspan.emit.ids import IndependentIdGenerator
-from inferspan.emit.writer import TracerWriter, writer_of
+from inferspan.emit.writer import TracerWriter
 from inferspan.version import __version__
 
 SCOPE = "inferspan"
-_LOCKS: dict[type, Callable[[], Any]] = {type(make()): make for make in (threading.Lock, threading.RLock)}
 _version_attributes: dict[str, str] = {}
 
 
@@ -44,12 +42,15 @@ class Providers:
         drain: Callable[[float], bool],
         at_exit: Callable[[], None],
         timeout_s: float = 30.0,
+        *,
+        has_fast_path: bool = True,
     ) -> None:
         self._given_tracer_provider = tracer_provider
         self._given_meter_provider = meter_provider
         self._given_logger_provider = logger_provider
         self._drain_first = _DrainFirst(drain, timeout_s)
         self._at_exit = at_exit
+        self._has_fast_path = has_fast_path
         self._ids = IndependentIdGenerator()
         self._tracer_provider: trace.TracerProvider | None = None
         self._meter_provider: metrics.MeterProvider | None = None
@@ -74,7 +75,7 @@ class Providers:
         if (
             provider is not self._tracer_provider
             or self._has_new_version()
-            or _processors(provider) is not self._processors
+            or processors_of(provider) is not self._processors
         ):
             self._bind_tracer(provider, _versions())
         return self._writer
@@ -88,21 +89,8 @@ class Providers:
         return provider.get_meter(SCOPE, __version__, semconv.SCHEMA_URL)
 
     def begin_anew(self) -> None:
-        """In a forked child: all sums of ours, which are those of its parent and would be exported twice; and the locks
-        under which another thread of the parent's may have been collecting or exporting, and which stay held here.
-        Those of spans and loggers the SDK renews itself."""
-        consumer = getattr(self._meter_provider, "_measurement_consumer", None)
-        storages = getattr(consumer, "_reader_storages", {})
-        for storage in storages.values():
-            matches = getattr(storage, "_instrument_view_instrument_matches", {})
-            for instrument in list(matches):
-                if instrument.instrumentation_scope.name == SCOPE:
-                    del matches[instrument]
-        for owner in (consumer, *storages, *storages.values()):
-            for name in ("_lock", "_export_lock"):
-                lock = getattr(owner, name, None)
-                if type(lock) in _LOCKS:
-                    setattr(owner, name, _LOCKS[type(lock)]())
+        """In a forked child: let go of what is the parent's."""
+        begin_anew(self._meter_provider, SCOPE)
 
     def logger(self) -> _logs.Logger:
         """Our logger, for events."""
@@ -132,13 +120,7 @@ class Providers:
         """Take our processor out again and forget the providers."""
         self._is_released = True
         atexit.unregister(self._at_exit)
-        provider: Any = self._tracer_provider
-        processors = _processors(provider)
-        if isinstance(getattr(provider, "_active_span_processor", None), ConcurrentMultiSpanProcessor):
-            self._drain_first.step_back(provider._active_span_processor)
-        elif isinstance(processors, tuple):
-            others = tuple(processor for processor in processors if processor is not self._drain_first)
-            provider._active_span_processor._span_processors = others
+        take_out(self._tracer_provider, self._drain_first)
         self._tracer_provider = self._meter_provider = self._seen_meter_provider = self._logger_provider = None
 
     def _has_new_version(self) -> bool:
@@ -150,27 +132,16 @@ class Providers:
 
     def _bind_tracer(self, provider: trace.TracerProvider, versions: dict[str, str]) -> None:
         if provider is not self._tracer_provider:
-            self._put_first(provider)
+            put_first(provider, self._drain_first)
             self._run_last_registered()
         tracer = provider.get_tracer(SCOPE, __version__, semconv.SCHEMA_URL, versions)
         # The SDK's default generator draws ids from the random module that the program seeds: the program's own
         # numbers would change with us, and trace ids repeat. On our tracer alone it is another one.
         if type(getattr(tracer, "id_generator", None)) is RandomIdGenerator:
             tracer.id_generator = self._ids  # type: ignore[attr-defined]
-        self._processors = _processors(provider)
-        self._writer, self._tracer_provider, self._versions = writer_of(tracer), provider, versions
-
-    def _put_first(self, provider: trace.TracerProvider) -> None:
-        processors = _processors(provider)
-        group = getattr(provider, "_active_span_processor", None)
-        if isinstance(group, ConcurrentMultiSpanProcessor):
-            self._drain_first.stand_before(group)
-        elif isinstance(processors, tuple):
-            if self._drain_first not in processors:
-                sdk: Any = provider
-                sdk._active_span_processor._span_processors = (self._drain_first, *processors)
-        elif hasattr(provider, "add_span_processor"):
-            provider.add_span_processor(self._drain_first)
+        self._processors = processors_of(provider)
+        self._writer = writer_of(tracer, is_allowed=self._has_fast_path)
+        self._tracer_provider, self._versions = provider, versions
 
     def _run_last_registered(self) -> None:
         # Exit handlers run in reverse order: ours must come before the one that this provider has registered.
@@ -191,30 +162,6 @@ class _DrainFirst(SpanProcessor):
 
     def shutdown(self) -> None:
         self._drain(self._timeout_s)
-
-    def stand_before(self, group: ConcurrentMultiSpanProcessor) -> None:
-        """In front of processors that flush all at once: as one of them we would come too late, and where they have one
-        thread, wait for ourselves."""
-
-        def force_flush(timeout_millis: int = 30000) -> bool:
-            drained = self.force_flush(timeout_millis)
-            return type(group).force_flush(group, timeout_millis) and drained
-
-        def shutdown() -> None:
-            self.shutdown()
-            type(group).shutdown(group)
-
-        vars(group).update(force_flush=force_flush, shutdown=shutdown)
-
-    def step_back(self, group: ConcurrentMultiSpanProcessor) -> None:
-        """Undo :meth:`stand_before`."""
-        for name in ("force_flush", "shutdown"):
-            vars(group).pop(name, None)
-
-
-def _processors(provider: object) -> object:
-    """The provider's span processors: a tuple, replaced when one is added; ``None`` where it has none."""
-    return getattr(getattr(provider, "_active_span_processor", None), "_span_processors", None)
 
 
 def _versions() -> dict[str, str]:

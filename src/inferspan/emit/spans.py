@@ -1,4 +1,9 @@
-"""From a record to its spans: children with explicit times, then the root's attributes and its end."""
+"""From a record and its report to spans: children with explicit times, then the root's attributes and its end.
+
+All attributes of a root are put together in one place (:func:`root_attributes`). Where two have the same name, the one
+further down this list wins: what probes report; the rank; what the record counts; content; what integrations and the
+program have set; the type of the error.
+"""
 
 from __future__ import annotations
 
@@ -10,35 +15,33 @@ from opentelemetry.trace import Status, StatusCode
 
 from inferspan import semconv
 from inferspan.core import rank
-from inferspan.core.messages import as_json, system_as_json
-from inferspan.emit.layers import tell_layers
-from inferspan.probes.figures import Figures, attributes_of, fragmentation, part_attributes
+from inferspan.core.steps import DECODE, PREFILL
+from inferspan.emit.content import content_attributes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from opentelemetry.context import Context
     from opentelemetry.trace import Span
 
-    from inferspan.config import Settings
+    from inferspan.core.probe import ChildSpan, Probe, Report, Values
     from inferspan.core.record import Inference, Phase, StandalonePhase
     from inferspan.core.steps import Generation
     from inferspan.emit.writer import TracerWriter
 
+    PartAttributes = Mapping[str, Mapping[str, Any]]
+
 _NS = 1e-9
-_RECOMPILES_MAX = 8
 
 
 def start_root(writer: TracerWriter, inference: Inference, context: Context) -> Span:
     """The live root span, with what a sampler may want to see."""
-    if inference.model is None:
-        asked: Mapping[str, str] = {semconv.OPERATION_NAME: inference.operation}
-    else:
-        asked = inference.model.attributes_for(inference.operation)
-    return writer.start(inference.name, context, asked, inference.start_ns + inference.unix_offset_ns)
+    plan = inference.plan
+    start_ns = inference.start_ns + inference.unix_offset_ns
+    return writer.start(plan.name, context, plan.asked, start_ns, inference.links)
 
 
-def tell_inference(writer: TracerWriter, inference: Inference, figures: Figures, settings: Settings) -> None:
+def emit_inference(writer: TracerWriter, inference: Inference, report: Report, probes: Iterable[Probe]) -> None:
     """Children, then the root's own facts and its end. Only the end where the trace is not recorded."""
     root = inference.root
     if root is None or inference.end_ns is None:
@@ -49,26 +52,20 @@ def tell_inference(writer: TracerWriter, inference: Inference, figures: Figures,
     failure = inference.failure
     try:
         if root.is_recording():
-            attributes = _root_attributes(inference, figures, settings)
-            events = list(_events(inference, figures))
-            for place, phase in enumerate(inference.phases):
-                parts = figures.phases[place] if figures.phases else {}
-                told = {name: part_attributes(inference, name, part) for name, part in parts.items()}
-                _tell_phase(writer, phase, inference.context, inference.unix_offset_ns, told)
-            if inference.layers is not None and not inference.layers.is_told:
-                tell_layers(writer, inference.layers, inference.unix_offset_ns, inference.context)
+            attributes = root_attributes(inference, report)
+            events = list(_events(inference, report))
+            _emit_children(writer, inference, report, probes)
     finally:  # whatever a span processor does with the children
-        writer.end(
-            root, attributes, events, None if failure is None else Status(StatusCode.ERROR, failure.message), end_ns
-        )
+        status = None if failure is None else Status(StatusCode.ERROR, failure.message)
+        writer.end(root, attributes, events, status, end_ns)
 
 
 def emit_standalone(writer: TracerWriter, standalone: StandalonePhase) -> None:
     """A phase that belongs to no inference."""
+    phase = standalone.phase
     if standalone.model is not None:
-        standalone.phase.set(semconv.REQUEST_MODEL, standalone.model)
-    place = {standalone.phase.name: dict(rank.attributes())}
-    _tell_phase(writer, standalone.phase, standalone.context, standalone.unix_offset_ns, place)
+        phase.set(semconv.REQUEST_MODEL, standalone.model)
+    _emit_phase(writer, phase, standalone.context, standalone.unix_offset_ns, {phase.name: rank.attributes()}, ())
 
 
 def time_to_first_token_ns(inference: Inference) -> int | None:
@@ -80,12 +77,12 @@ def time_to_first_token_ns(inference: Inference) -> int | None:
 
 def time_per_output_token_s(inference: Inference) -> float | None:
     """Mean over the tokens after the first, of the inference's first generation."""
-    generation = inference.generation
+    generation, counts = inference.generation, inference.counts
     if generation is None:
         return None
-    if inference.attributes.get(semconv.ASSISTED) and (inference.rows_max or 1) == 1:
+    if generation.is_assisted and (counts.rows_max or 1) == 1:
         # a step yields several tokens
-        tokens = inference.output_tokens or 0
+        tokens = counts.output_tokens or 0
         if tokens < 2 or generation.first_token_ns is None or generation.last_token_ns is None:
             return None
         return (generation.last_token_ns - generation.first_token_ns) / (tokens - 1) * _NS
@@ -93,140 +90,141 @@ def time_per_output_token_s(inference: Inference) -> float | None:
     return None if step is None else step * _NS
 
 
-def _tell_phase(
-    writer: TracerWriter, phase: Phase, context: Context | None, offset_ns: int, measured: dict[str, dict[str, Any]]
+# -- children ----------------------------------------------------------------------------------------------------------
+
+
+def _emit_children(writer: TracerWriter, inference: Inference, report: Report, probes: Iterable[Probe]) -> None:
+    offset_ns = inference.unix_offset_ns
+    for index, phase in enumerate(inference.phases.kept):
+        parts = report.parts[index] if report.parts else {}
+        attributes = {part: _described(inference, part, values, probes) for part, values in parts.items()}
+        below = [span for span in report.spans if span.phase is phase]
+        _emit_phase(writer, phase, inference.context, offset_ns, attributes, below)
+    for span in report.spans:
+        if span.phase is None:
+            _emit_child(writer, span, offset_ns, inference.context)
+
+
+def _described(inference: Inference, part: str, values: Values, probes: Iterable[Probe]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for probe in probes:
+        found.update(probe.describe(inference, part, values))
+    return _present(found)
+
+
+def _emit_phase(
+    writer: TracerWriter,
+    phase: Phase,
+    context: Context | None,
+    offset_ns: int,
+    parts: PartAttributes,
+    children: Iterable[ChildSpan],
 ) -> None:
-    attributes = {**(phase.attributes or {}), **measured.get(phase.name, {})}
+    attributes = {**(phase.attributes or {}), **parts.get(phase.name, {})}
     if phase.calls > 1:
         attributes[semconv.PHASE_CALLS] = phase.calls
         attributes[semconv.PHASE_TIME] = phase.busy_ns * _NS
     below: list[Callable[[Context], None]] = []
     if phase.generation is not None:
-        below.append(partial(_tell_generation, writer, phase.generation, phase, offset_ns, measured))
-    if phase.layers is not None and phase.layers.phases == 1:
-        below.append(partial(tell_layers, writer, phase.layers, offset_ns))
+        below.append(partial(_emit_generation, writer, phase.generation, phase, offset_ns, parts))
+    below += [partial(_emit_child, writer, child, offset_ns) for child in children]
     start_ns, end_ns = phase.start_ns + offset_ns, phase.end_ns + offset_ns
     writer.write(phase.name, context, attributes, start_ns, end_ns, phase.error, below)
 
 
-def _tell_generation(
+def _emit_generation(
     writer: TracerWriter,
     generation: Generation,
     phase: Phase,
     offset_ns: int,
-    measured: dict[str, dict[str, Any]],
+    parts: PartAttributes,
     context: Context,
 ) -> None:
     first_ns, end_ns = generation.until(phase.end_ns)
     if first_ns is None and not phase.is_cut_off:
-        return  # a decoding loop of the program's own that never asks whether to go on: nothing tells its steps
-    prefill = measured.get(semconv.PREFILL, {})
+        return  # a decoding loop of the program's own that never asks whether to go on: its steps are not known
+    prefill = dict(parts.get(PREFILL, {}))
     start_ns = generation.start_ns + offset_ns
     if first_ns is None:
-        writer.write(semconv.PREFILL, context, prefill, start_ns, end_ns + offset_ns, phase.error)
+        writer.write(PREFILL, context, prefill, start_ns, end_ns + offset_ns, phase.error)
         return
-    writer.write(semconv.PREFILL, context, prefill, start_ns, first_ns + offset_ns)
+    writer.write(PREFILL, context, prefill, start_ns, first_ns + offset_ns)
     if generation.steps > 1 or phase.is_cut_off:
-        decode = {semconv.DECODE_STEPS: generation.steps - 1, **measured.get(semconv.DECODE, {})}
-        writer.write(semconv.DECODE, context, decode, first_ns + offset_ns, end_ns + offset_ns, phase.error)
+        decode = {semconv.DECODE_STEPS: generation.steps - 1, **parts.get(DECODE, {})}
+        writer.write(DECODE, context, decode, first_ns + offset_ns, end_ns + offset_ns, phase.error)
 
 
-def _root_attributes(inference: Inference, figures: Figures, settings: Settings) -> dict[str, Any]:
-    compiles = inference.compiles
-    whole = inference.whole
-    found: dict[str, Any] = {
-        **attributes_of(inference, figures),
-        **rank.attributes(),
-        semconv.GPU_PENDING: None if whole is None or whole.timer is None else whole.timer.is_pending,
-        semconv.COMPILE_COUNT: None if compiles is None else compiles.count,
-        semconv.COMPILE_TIME: None if compiles is None else compiles.seconds,
-        semconv.COLD: inference.cold,
-        semconv.BATCH_SIZE: inference.rows_max or None,
-        semconv.SEQUENCE_LENGTH: inference.length_max or None,
-        semconv.ITEMS: inference.items if inference.items > 1 else None,
-        semconv.INPUT_TOKENS: inference.input_tokens,
-        semconv.INPUT_TOKENS_EXACT: None if inference.input_exact else False,
-        semconv.OUTPUT_TOKENS: inference.output_tokens,
-        semconv.OUTPUT_TOKENS_EXACT: None if inference.output_exact else False,
-        semconv.PADDING_RATIO: inference.padded / inference.positions if inference.padded else None,
-        semconv.BUSY_TIME: None if inference.busy_ns is None else inference.busy_ns * _NS,
-        semconv.ABANDONED: inference.abandoned or None,
-        semconv.CANCELLED: inference.cancelled or None,
-        semconv.CHILDREN_DROPPED: inference.phases_dropped or None,
-        semconv.CPU_TIME: None if inference.cpu_time_ns is None else inference.cpu_time_ns * _NS,
-        semconv.MEMORY_USAGE_BEFORE: inference.memory_start_bytes,
-        semconv.MEMORY_USAGE: inference.memory_bytes,
-        semconv.TIME_PER_OUTPUT_TOKEN: time_per_output_token_s(inference),
-    }
-    first_ns = time_to_first_token_ns(inference)
-    if first_ns is not None:
-        found[semconv.TIME_TO_FIRST_TOKEN] = first_ns * _NS
-        if inference.stream:
-            found[semconv.TIME_TO_FIRST_CHUNK] = first_ns * _NS
-    if inference.cold and inference.model is not None and inference.model.load_ns is not None:
-        found[semconv.LOAD_TIME] = inference.model.load_ns * _NS
+def _emit_child(writer: TracerWriter, span: ChildSpan, offset_ns: int, context: Context | None) -> None:
+    start_ns, end_ns = span.start_ns + offset_ns, span.end_ns + offset_ns
+    writer.write(span.name, context, dict(span.attributes), start_ns, end_ns, span.error)
+
+
+# -- the root ----------------------------------------------------------------------------------------------------------
+
+
+def root_attributes(inference: Inference, report: Report) -> dict[str, Any]:
+    """All attributes of the root span, by the precedence that the module's docstring gives."""
+    settings = inference.plan.settings
+    found: dict[str, Any] = {**report.attributes, **rank.attributes(), **_counted(inference), **_timed(inference)}
     if settings.content_on_spans:
         found.update(content_attributes(inference, settings))
     found.update(inference.attributes)
+    found.update({name: value for name, value in _settled(inference).items() if name not in inference.attributes})
     if inference.failure is not None:
         found[semconv.ERROR_TYPE] = inference.failure.type
     return _present(found)
+
+
+def _counted(inference: Inference) -> dict[str, Any]:
+    counts = inference.counts
+    return {
+        semconv.COLD: inference.cold,
+        semconv.BATCH_SIZE: counts.rows_max or None,
+        semconv.SEQUENCE_LENGTH: counts.length_max or None,
+        semconv.ITEMS: counts.items if counts.items > 1 else None,
+        semconv.INPUT_TOKENS: counts.input_tokens,
+        semconv.INPUT_TOKENS_EXACT: None if counts.input_exact else False,
+        semconv.OUTPUT_TOKENS: counts.output_tokens,
+        semconv.OUTPUT_TOKENS_EXACT: None if counts.output_exact else False,
+        semconv.PADDING_RATIO: counts.padded / counts.positions if counts.padded else None,
+        semconv.STREAM: inference.is_stream or None,
+        semconv.ASSISTED: True if inference.generation is not None and inference.generation.is_assisted else None,
+        semconv.ABANDONED: inference.is_abandoned or None,
+        semconv.CANCELLED: inference.is_cancelled or None,
+        semconv.CHILDREN_DROPPED: inference.phases.dropped or None,
+    }
+
+
+def _settled(inference: Inference) -> dict[str, Any]:
+    """What is known last, and so stays where a limit on attributes drops the first."""
+    return {
+        semconv.DEVICE: inference.device,
+        semconv.FINISH_REASONS: inference.counts.finish_reasons or None,
+    }
+
+
+def _timed(inference: Inference) -> dict[str, Any]:
+    lazy, info = inference.lazy, inference.info
+    first_ns = time_to_first_token_ns(inference)
+    first_s = None if first_ns is None else first_ns * _NS
+    is_loaded_now = inference.cold and info is not None and info.load_ns is not None
+    return {
+        semconv.BUSY_TIME: None if lazy is None else lazy.busy_ns * _NS,
+        semconv.TIME_PER_OUTPUT_TOKEN: time_per_output_token_s(inference),
+        semconv.TIME_TO_FIRST_TOKEN: first_s,
+        semconv.TIME_TO_FIRST_CHUNK: first_s if inference.is_stream else None,
+        semconv.LOAD_TIME: info.load_ns * _NS if is_loaded_now and info and info.load_ns is not None else None,
+    }
 
 
 def _present(attributes: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in attributes.items() if value is not None}
 
 
-def content_attributes(inference: Inference, settings: Settings) -> dict[str, str]:
-    """Prompts and completions, in the conventions' JSON form."""
-    content = inference.content
-    if content is None:
-        return {}
-    length = settings.content_length
-    found: dict[str, str] = {}
-    messages = [message for message in content.input if message[0] != "system"]
-    if messages:
-        found[semconv.INPUT_MESSAGES] = as_json(messages, length)
-    if content.output:
-        found[semconv.OUTPUT_MESSAGES] = as_json(content.output, length)
-    system = system_as_json(content.input, length)
-    if system is not None:
-        found[semconv.SYSTEM_INSTRUCTIONS] = system
-    return found
-
-
-def _events(inference: Inference, figures: Figures) -> Iterator[Event]:
-    at_ns = (inference.end_ns or inference.start_ns) + inference.unix_offset_ns
-    for device, _, leak in figures.growths:
-        if leak is not None:
-            told: dict[str, Any] = {
-                semconv.DEVICE: device,
-                semconv.GROWTH: leak.bytes_per_inference,
-                semconv.GROWN: leak.grown_bytes,
-                semconv.WINDOW: leak.inferences,
-            }
-            yield Event(semconv.LEAK_EVENT, told, at_ns)
-    failed = inference.out_of_memory
-    if failed is not None:
-        memory = inference.memory_after
-        attributes = {
-            semconv.OOM_REQUESTED: failed.requested,
-            semconv.OOM_FREE: failed.free,
-            semconv.MEMORY_AFTER: None if memory is None else memory.allocated,
-            semconv.MEMORY_HELD: None if memory is None else memory.reserved,
-            semconv.MEMORY_FRAGMENTATION: None if memory is None else fragmentation(memory),
-        }
-        yield Event(semconv.OUT_OF_MEMORY_EVENT, _present(attributes), at_ns)
-    recompiled = [] if inference.compiles is None else [c for c in inference.compiles.kept if c.reason is not None]
-    for compiled in recompiled[:_RECOMPILES_MAX]:
-        compilation: dict[str, Any] = {
-            semconv.COMPILE_FUNCTION: compiled.function,
-            semconv.COMPILE_LOCATION: compiled.location,
-            semconv.COMPILE_REASON: compiled.reason,
-            semconv.COMPILE_TIME: compiled.seconds,
-            semconv.ERROR_TYPE: compiled.error,
-        }
-        yield Event(semconv.RECOMPILE_EVENT, _present(compilation), compiled.start_ns + inference.unix_offset_ns)
+def _events(inference: Inference, report: Report) -> Iterator[Event]:
+    offset_ns = inference.unix_offset_ns
+    for event in report.events:
+        yield Event(event.name, _present(dict(event.attributes)), event.at_ns + offset_ns)
     failure = inference.failure
     if failure is not None:
         exception: dict[str, Any] = {
@@ -234,4 +232,5 @@ def _events(inference: Inference, figures: Figures) -> Iterator[Event]:
             semconv.EXCEPTION_STACKTRACE: failure.stack or None,
             semconv.EXCEPTION_MESSAGE: failure.message,
         }
-        yield Event(semconv.EXCEPTION_EVENT, _present(exception), at_ns)
+        at_ns = inference.start_ns if inference.end_ns is None else inference.end_ns
+        yield Event(semconv.EXCEPTION_EVENT, _present(exception), at_ns + offset_ns)

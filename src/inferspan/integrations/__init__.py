@@ -34,7 +34,7 @@ class Integration:
     """One row: what is patched of one library.
 
     ``modules`` has, for each module of the library, the function of ``file`` that patches it: it is called with the
-    module and :class:`inferspan.core.patching.Patches`.
+    module and :class:`inferspan.integrations.patching.Patches`.
     """
 
     name: str

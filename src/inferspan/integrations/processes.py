@@ -13,14 +13,14 @@ from types import ModuleType
 from typing import Any
 
 from inferspan.core import current
-from inferspan.core.patching import Patches
+from inferspan.integrations.patching import Patches
 
 _LAST = -sys.maxsize
 
 
 def install_multiprocessing(module: ModuleType, patches: Patches) -> None:
     def begin(_: Patches) -> None:
-        current.ACTIVE.set(None)  # forked inside an inference: it runs what it is sent, not what follows in there
+        current.forget_all()  # forked inside an inference: it runs what it is sent, not what follows in there
         module.Finalize(None, current.leave_process, exitpriority=_LAST)
 
     module.register_after_fork(patches, begin)  # as long as the patches live

@@ -13,12 +13,17 @@ import os.path
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from inferspan.probes.recompile_reason import UNTOLD, redact
+from inferspan import semconv
+from inferspan.core.probe import Event, Point, Probe, Report
+from inferspan.probes.recompile_reason import UNKNOWN, redact
+
+if TYPE_CHECKING:
+    from inferspan.core.record import Inference
 
 _KEPT_MAX = 64
-_CACHES = ("inductor_fx_local_cache", "inductor_fx_remote_cache")
+_RECOMPILES_MAX = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,10 +36,7 @@ class Compile:
         start_ns: ``perf_counter_ns`` when it began.
         seconds: how long it took, the benchmarks among it. Waiting for another thread's compilation is not in it.
         reason: ``None`` for a first compilation, else which guard failed, redacted.
-        cache_hit: whether inductor found the code in a cache; ``None`` where torch does not tell.
         error: type of what ended it without code.
-        autotune_seconds: part of ``seconds`` spent in choosing kernels by benchmark (Triton, ``max_autotune``).
-        cudagraph_seconds: part of ``seconds`` spent in making CUDA graph trees ready.
     """
 
     function: str | None
@@ -42,10 +44,7 @@ class Compile:
     start_ns: int
     seconds: float
     reason: str | None = None
-    cache_hit: bool | None = None
     error: str | None = None
-    autotune_seconds: float | None = None
-    cudagraph_seconds: float | None = None
 
 
 class Compiles:
@@ -92,10 +91,7 @@ def read(metrics: Any, guard_failures: Mapping[Any, Sequence[str]]) -> Compile:
         start_ns=time.perf_counter_ns() - int(seconds * 1e9),
         seconds=seconds,
         reason=None if reason is None else redact(reason),
-        cache_hit=_cache_hit(metrics),
         error=error,
-        autotune_seconds=_seconds(metrics, "compile_time_autotune_time_us", "runtime_triton_autotune_time_us"),
-        cudagraph_seconds=_seconds(metrics, "runtime_cudagraphify_time_us"),
     )
 
 
@@ -107,19 +103,42 @@ def _reason_before_2_7(metrics: Any, guard_failures: Mapping[Any, Sequence[str]]
         if (code.co_name, code.co_filename, code.co_firstlineno) == frame:
             # one of each cache entry, the newest first
             newest = len(reasons) - metrics.accumulated_cache_size
-            return reasons[newest] if newest >= 0 else UNTOLD
-    return UNTOLD
+            return reasons[newest] if newest >= 0 else UNKNOWN
+    return UNKNOWN
 
 
-def _cache_hit(metrics: Any) -> bool | None:
-    def count(name: str) -> int:
-        return sum(getattr(metrics, f"{cache}_{name}_count", None) or 0 for cache in _CACHES)
+class CompilesProbe(Probe):
+    """Time and number of compilations of each inference, and an event for each that had to be made anew."""
 
-    if count("miss"):
-        return False
-    return True if count("hit") else None
+    name = "compiles"
 
+    @staticmethod
+    def note(inference: Inference, compiled: Compile) -> None:
+        """Something was compiled during the inference, by the thread that calls this."""
+        probe = next((probe for probe in inference.plan.inference_probes if isinstance(probe, CompilesProbe)), None)
+        if probe is None:
+            return
+        with inference.phases.lock:  # of the threads of one inference() block each may compile
+            compiles = inference.mark_of(probe.name)
+            if compiles is None:
+                compiles = Compiles()
+                inference.marks.append((probe, compiles))
+            compiles.add(compiled)
 
-def _seconds(metrics: Any, *names: str) -> float | None:
-    told = [value for name in names if (value := getattr(metrics, name, None)) is not None]
-    return sum(told) / 1e6 if told else None
+    def report(self, inference: Inference, mark: Compiles | None, report: Report) -> None:
+        if mark is None:
+            return
+        report.attributes[semconv.COMPILE_COUNT] = mark.count
+        report.attributes[semconv.COMPILE_TIME] = mark.seconds
+        report.points.append(Point(semconv.COMPILE_DURATION, mark.seconds))
+        report.points.append(Point(semconv.RECOMPILES, mark.recompiles))
+        recompiled = [compiled for compiled in mark.kept if compiled.reason is not None]
+        for compiled in recompiled[:_RECOMPILES_MAX]:
+            attributes = {
+                semconv.COMPILE_FUNCTION: compiled.function,
+                semconv.COMPILE_LOCATION: compiled.location,
+                semconv.COMPILE_REASON: compiled.reason,
+                semconv.COMPILE_TIME: compiled.seconds,
+                semconv.ERROR_TYPE: compiled.error,
+            }
+            report.events.append(Event(semconv.RECOMPILE_EVENT, attributes, compiled.start_ns))

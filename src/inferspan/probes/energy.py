@@ -16,11 +16,17 @@ from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Sequence
 from time import perf_counter_ns, sleep
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from inferspan import faults
+from inferspan import faults, semconv
+from inferspan.core.probe import CallSite, Point, Probe, Report
 from inferspan.devices import identity
+from inferspan.devices.nvml import Nvml
 from inferspan.devices.reader import ENERGY, SM_CLOCK, Device, Sample
+from inferspan.probes import accelerator
+
+if TYPE_CHECKING:
+    from inferspan.core.record import Inference
 
 STEP_S = 0.1
 WINDOW_S = 1.0
@@ -225,3 +231,50 @@ def _between(readings: list[_Reading], at_ns: int) -> tuple[float, float] | None
         before.share_j + (after.share_j - before.share_j) * part,
         before.alone_s + (after.alone_s - before.alone_s) * part,
     )
+
+
+class EnergyProbe(Probe):
+    """Energy of inferences of a second or more, and cycles of the device, on CUDA devices that the driver samples."""
+
+    name = "energy"
+
+    def __init__(self, sampler: EnergySampler | None = None, index: int = 0) -> None:
+        self._sampler = EnergySampler(Nvml()) if sampler is None else sampler
+        self._index = index
+
+    def prepare(self, site: CallSite) -> EnergyProbe | None:
+        on = accelerator.of(site.device)
+        return None if on is None or on.kind != "cuda" else EnergyProbe(self._sampler, on.index)
+
+    def begin(self, record: Inference, model: Any) -> EnergyProbe:
+        self._sampler.begin(self._index)
+        return self
+
+    def end(self, record: Inference, mark: EnergyProbe) -> None:
+        self._sampler.end(self._index)
+
+    def is_ready(self, record: Inference, mark: EnergyProbe) -> bool:
+        return record.end_ns is None or self._sampler.is_ready(self._index, record.start_ns, record.end_ns)
+
+    def report(self, inference: Inference, mark: EnergyProbe | None, report: Report) -> None:
+        if mark is not None and inference.end_ns is not None:
+            mark._report(inference, inference.start_ns, inference.end_ns, report)
+
+    def _report(self, inference: Inference, start_ns: int, end_ns: int, report: Report) -> None:
+        clock_hz = self._sampler.sm_clock_hz(self._index, start_ns, end_ns)
+        busy_s = report.results.get("device_time")
+        if clock_hz is not None and busy_s is not None:
+            report.attributes[semconv.GPU_CYCLES] = round(busy_s * clock_hz)
+            report.attributes[semconv.GPU_CYCLES_SOURCE] = "sm_clock"
+        energy = self._sampler.energy(self._index, start_ns, end_ns)
+        if energy is None:
+            return
+        report.attributes[semconv.ENERGY_CONSUMPTION] = energy.joules
+        report.attributes[semconv.ENERGY_METHOD] = "board_counter_shared" if energy.is_shared else "board_counter"
+        report.points.append(Point(semconv.ENERGY_CONSUMED, energy.joules))
+        if inference.counts.output_tokens:
+            per_token = energy.joules / inference.counts.output_tokens
+            report.points.append(Point(semconv.ENERGY_PER_TOKEN, per_token))
+
+    def close(self) -> None:
+        self._sampler.stop()

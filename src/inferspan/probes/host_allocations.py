@@ -1,48 +1,40 @@
 """Python's own allocations by phase, through ``tracemalloc``. Only on request: it slows the whole program down.
 
-Torch's tensors are not in it: it allocates past Python. numpy's arrays are.
+Torch's tensors are not in it: it allocates past Python. numpy's arrays are. The program's own peak is never reset.
 """
 
 from __future__ import annotations
 
 import tracemalloc
+from typing import TYPE_CHECKING, Any
 
-is_tracing = False
-"""Whether phases are to be marked. Read by every phase, so it is a plain variable."""
-_started = False
+from inferspan import semconv
+from inferspan.core.probe import Brackets, Probe
 
-
-def start() -> None:
-    """Trace from now on, one frame deep, unless the program does so already."""
-    global is_tracing, _started
-    _started = not tracemalloc.is_tracing()
-    if _started:
-        tracemalloc.start(1)
-    is_tracing = True
+if TYPE_CHECKING:
+    from inferspan.core.record import Phase
 
 
-def stop() -> None:
-    """Trace no more, if it was ours."""
-    global is_tracing, _started
-    is_tracing = False
-    if _started and tracemalloc.is_tracing():
-        tracemalloc.stop()
-    _started = False
+class HostAllocationsProbe(Probe):
+    """Bytes that a phase allocated and still holds, and the highest value above its beginning."""
 
-
-class Mark:
-    """Traced memory at one moment. The program's own peak is never reset."""
-
-    __slots__ = ("_current", "_peak")
+    name = "host_allocations"
+    brackets = Brackets.PHASE
 
     def __init__(self) -> None:
-        self._current, self._peak = tracemalloc.get_traced_memory()
+        self._has_started = not tracemalloc.is_tracing()
+        if self._has_started:
+            tracemalloc.start(1)
 
-    def allocated(self) -> int:
-        """Bytes more than then; negative where more was freed."""
-        return tracemalloc.get_traced_memory()[0] - self._current
+    def begin(self, record: Phase, model: Any) -> tuple[int, int]:
+        return tracemalloc.get_traced_memory()
 
-    def peak(self) -> int | None:
-        """Highest value above that, ``None`` where it did not exceed an earlier peak of the process."""
-        peak = tracemalloc.get_traced_memory()[1]
-        return peak - self._current if peak > self._peak else None
+    def end(self, record: Phase, mark: tuple[int, int]) -> None:
+        held, peak = tracemalloc.get_traced_memory()
+        record.set(semconv.HOST_ALLOCATED, held - mark[0])  # negative where more was freed
+        if peak > mark[1]:  # else it did not exceed an earlier peak of the process
+            record.set(semconv.HOST_PEAK, peak - mark[0])
+
+    def close(self) -> None:
+        if self._has_started and tracemalloc.is_tracing():
+            tracemalloc.stop()

@@ -14,11 +14,20 @@ models on its device, and a cache that is being filled looks like a leak for as 
 from __future__ import annotations
 
 import gc
+import os
 from array import array
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+from inferspan import faults, semconv
+from inferspan.core.probe import Event, Point, Probe, Report
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from inferspan.core.record import Inference
 
 _BLOCK = 8
 _LEVELS = 9
@@ -279,3 +288,53 @@ def _collections() -> int:
 def _readable(size: float) -> str:
     unit = next((unit for unit in (30, 20, 10) if abs(size) >= 1 << unit), 0)
     return f"{size / (1 << unit):.4g} {_UNITS[unit]}"
+
+
+class LeaksProbe(Probe):
+    """Feeds the trend test with what was held after each inference; its readings are those of other measures."""
+
+    name = "leaks"
+
+    def __init__(self) -> None:
+        self._leaks = Leaks()
+        self._pid = os.getpid()
+
+    def report(self, inference: Inference, mark: None, report: Report) -> None:
+        if inference.operation == semconv.LOAD_OPERATION or self._pid != os.getpid():
+            self._pid = os.getpid()
+            self._leaks.restart()  # what a model takes is no growth; a forked child has memory of its own
+            return
+        model = inference.operation if inference.info is None else inference.info.name
+        for device, held, noise in _readings(report):
+            self._add(inference, model, device, held, noise, report)
+
+    def _add(
+        self, inference: Inference, model: str, device: str, held: int | None, noise: Noise, report: Report
+    ) -> None:
+        key, counts, at_ns = (model, device), inference.counts, inference.end_ns or 0
+        shape = (counts.rows_max, counts.length_max)
+        others = 0 if inference.overlap is None else inference.overlap.open_after
+        leak = self._leaks.add(key, held, noise, at_ns=at_ns, shape=shape, others=others)
+        if leak is not None:
+            # once for each memory: a leak anywhere in the process shows at every model that runs meanwhile
+            faults.warn_once(f"leak {device}", leak.sentence(model, None if device == "cpu" else device))
+            attributes = {
+                semconv.DEVICE: device,
+                semconv.GROWTH: leak.bytes_per_inference,
+                semconv.GROWN: leak.grown_bytes,
+                semconv.WINDOW: leak.inferences,
+            }
+            report.events.append(Event(semconv.LEAK_EVENT, attributes, at_ns))
+        growth = self._leaks.growth(key)
+        if growth is not None:
+            on_device = {semconv.DEVICE: device}
+            report.points.append(
+                Point(semconv.MEMORY_GROWTH, growth, on_device, of_operation=False, has_exemplar=False)
+            )
+
+
+def _readings(report: Report) -> Iterator[tuple[str, int | None, Noise]]:
+    process, memory = report.results.get("process"), report.results.get("memory")
+    yield "cpu", None if process is None else process.memory_bytes, RESIDENT
+    if memory is not None and memory.after is not None:
+        yield memory.device, memory.after.allocated, ALLOCATOR

@@ -9,6 +9,13 @@ from __future__ import annotations
 
 import os
 import time
+from typing import TYPE_CHECKING, Any
+
+from inferspan import forks, semconv
+from inferspan.core.probe import Probe, Report
+
+if TYPE_CHECKING:
+    from inferspan.core.record import Inference
 
 cpu_time_ns = time.process_time_ns
 
@@ -57,3 +64,46 @@ class ResidentMemory:
     def recent_bytes(self, now_ns: int) -> int | None:
         """The last reading, if it is not older than 10 ms: in a loop of short inferences that of the one before."""
         return self._last if now_ns - self._last_ns < _RECENT_NS else self.read_bytes()
+
+
+class ProcessUse:
+    """Readings at both ends of an inference; ``memory_bytes`` is the one at its end."""
+
+    __slots__ = ("cpu_start_ns", "cpu_time_ns", "memory_bytes", "memory_start_bytes")
+
+    def __init__(self, memory_start_bytes: int | None) -> None:
+        self.cpu_start_ns = cpu_time_ns()
+        self.cpu_time_ns: int | None = None
+        self.memory_start_bytes = memory_start_bytes
+        self.memory_bytes: int | None = None
+
+
+class ProcessProbe(Probe):
+    """CPU time and resident memory of the process at each inference."""
+
+    name = "process"
+
+    def __init__(self) -> None:
+        self._memory = ResidentMemory()
+        forks.register(after_in_child=self._reopen)
+
+    def begin(self, record: Inference, model: Any) -> ProcessUse:
+        return ProcessUse(self._memory.recent_bytes(record.start_ns))
+
+    def end(self, record: Inference, mark: ProcessUse) -> None:
+        mark.cpu_time_ns = cpu_time_ns() - mark.cpu_start_ns
+        if record.end_ns is not None:
+            mark.memory_bytes = self._memory.recent_bytes(record.end_ns)
+
+    def report(self, inference: Inference, mark: ProcessUse | None, report: Report) -> None:
+        if mark is not None:
+            report.results[self.name] = mark
+            report.attributes[semconv.CPU_TIME] = None if mark.cpu_time_ns is None else mark.cpu_time_ns * 1e-9
+            report.attributes[semconv.MEMORY_USAGE_BEFORE] = mark.memory_start_bytes
+            report.attributes[semconv.MEMORY_USAGE] = mark.memory_bytes
+
+    def close(self) -> None:
+        self._memory.close()
+
+    def _reopen(self) -> None:
+        self._memory.reopen()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import ast
 import re
 
-UNTOLD = "guard failed"
+UNKNOWN = "guard failed"
 _LENGTH_MAX = 512
 _ADDRESS_MIN = 1 << 32
 
@@ -39,7 +39,7 @@ def _redact(line: str) -> str:
         return f"tensor {_expression(found[1])} {found[2]}"
     if found := _TYPE.fullmatch(line):
         return f"type of {_expression(found[1])} changed to {found[2]}"
-    if (found := _IDENTITY.fullmatch(line)) and (guard := _expression(found[1])) != UNTOLD:
+    if (found := _IDENTITY.fullmatch(line)) and (guard := _expression(found[1])) != UNKNOWN:
         return f"{guard} of {found[2]}"
     if found := _KEY.fullmatch(line):
         return f"KeyError on {_expression(found[1])}"
@@ -55,7 +55,7 @@ def _expression(code: str) -> str:
             return ast.unparse(_Redaction().visit(statement))
     except (SyntaxError, ValueError, IndexError, RecursionError, MemoryError):
         pass
-    return UNTOLD
+    return UNKNOWN
 
 
 class _Redaction(ast.NodeTransformer):

@@ -16,8 +16,9 @@ import pytest
 
 import inferspan
 from inferspan import InferspanWarning
-from inferspan.core import current, patching
+from inferspan.core import current
 from inferspan.instrumentor import InferspanInstrumentor, state
+from inferspan.integrations import patching
 from support.recorder import Recorder
 
 HEAVY = "('torch', 'transformers', 'pynvml', 'numpy', 'tokenizers', 'rich')"
@@ -82,6 +83,7 @@ print([name for name in {HEAVY} if name in sys.modules], threading.active_count(
     assert python(code) == "[] 1\n[]\n[] 1\n"
 
 
+@pytest.mark.usefixtures("program_with_torch")
 @pytest.mark.parametrize(
     "order",
     [
@@ -94,7 +96,7 @@ print([name for name in {HEAVY} if name in sys.modules], threading.active_count(
 def test_instrument_before_or_after_the_import_patches_the_same(order: str) -> None:
     code = f"""
 import inferspan
-from inferspan.core.patching import is_ours
+from inferspan.integrations.patching import is_ours
 {order}
 {IMPORTS}
 def look():
@@ -113,13 +115,14 @@ look()
     assert python(code) == "True True True True\nFalse False False False\nTrue True True True\n"
 
 
+@pytest.mark.usefixtures("program_with_torch")
 def test_library_imported_after_uninstrument_is_left_alone() -> None:
     code = """
 import inferspan
 inferspan.instrument()
 inferspan.uninstrument()
 from transformers import PreTrainedTokenizerBase
-from inferspan.core.patching import is_ours
+from inferspan.integrations.patching import is_ours
 print(is_ours(vars(PreTrainedTokenizerBase)["__call__"]))
 """
     assert python(code) == "False\n"
@@ -158,12 +161,12 @@ def test_instrument_twice_changes_nothing_and_says_so(
     bare_recorder: Recorder, caplog: pytest.LogCaptureFixture
 ) -> None:
     bare_recorder.instrument(children_max=3)
-    reporter = state.pipeline
+    pipeline = state.pipeline
     bare_recorder.instrument(children_max=4)
     settings = current.settings()
 
     assert settings is not None
-    assert (settings.children_max, state.pipeline) == (3, reporter)
+    assert (settings.children_max, state.pipeline) == (3, pipeline)
     assert [(record.levelno, record.message) for record in caplog.records] == [
         (logging.WARNING, "Attempting to instrument while already instrumented")
     ]
@@ -208,7 +211,7 @@ def test_instrument_and_uninstrument_from_many_threads_end_in_order(
 
     assert errors == []
     assert patched() == NONE
-    assert (current.settings(), current.open_count()) == (None, 0)
+    assert (current.settings(), len(current.state.open)) == (None, 0)
     bare_recorder.clear()
     bare_recorder.instrument()
     assert patched() == ALL
@@ -379,7 +382,7 @@ def test_library_that_is_half_imported_is_warned_of_once(
     ]
 
 
-def test_library_without_what_is_patched_is_told_once_and_the_import_goes_on(
+def test_library_without_what_is_patched_is_a_fault_once_and_the_import_goes_on(
     bare_recorder: Recorder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     from inferspan import faults

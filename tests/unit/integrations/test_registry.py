@@ -18,8 +18,7 @@ from wrapt import importer
 import inferspan
 from inferspan import config, faults, instrumentor, semconv
 from inferspan.config import Settings
-from inferspan.core import patching
-from inferspan.integrations import INTEGRATIONS, TORCH, Integration, Library, version_attributes
+from inferspan.integrations import INTEGRATIONS, TORCH, Integration, Library, patching, version_attributes
 from inferspan.integrations.registry import Registry
 from support.recorder import Recorder
 

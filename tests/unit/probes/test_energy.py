@@ -135,6 +135,20 @@ def wait_until(condition: object, timeout_s: float = 10) -> None:
         sleep(0.01)
 
 
+class Wake(threading.Event):
+    """Tells when the thread has come to wait, and for how long."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.awaited = threading.Event()
+        self.timeouts: list[float | None] = []
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self.timeouts.append(timeout)
+        self.awaited.set()
+        return super().wait(timeout)
+
+
 @pytest.fixture
 def running(driver: FakeDriver, monkeypatch: pytest.MonkeyPatch) -> EnergySampler:
     monkeypatch.setattr(identity, "torch_indices", lambda devices: {devices[0].id: 0})
@@ -148,24 +162,24 @@ def test_it_reads_the_driver_while_an_inference_runs_and_then_no_more(
     running: EnergySampler, driver: FakeDriver
 ) -> None:
     driver.says("dev0.nvmlDeviceGetTotalEnergyConsumption=1000000")
+    running._wake = wake = Wake()
     running.begin(0)
     wait_until(lambda: 0 in running._boards and len(running._boards[0].readings) > 3)
     running.end(0)
-    wait_until(lambda: not running._wake.is_set())
+    assert wake.awaited.wait(10), "nothing runs, and yet its thread goes on"
     calls = driver.calls()
     assert {"nvmlDeviceGetTotalEnergyConsumption", "nvmlDeviceGetClockInfo"} <= set(calls)
+    assert wake.timeouts == [None], "it comes back by itself"
     asked = len(calls)
-    sleep(0.2)
-    assert len(driver.calls()) == asked, "nothing runs, and yet the driver is asked"
     running.begin(0)
     wait_until(lambda: len(driver.calls()) > asked)
     running.stop()
 
 
 def test_nothing_is_asked_before_an_inference_runs(running: EnergySampler, driver: FakeDriver) -> None:
-    sleep(0.1)
+    wait_until(lambda: "inferspan-meter" not in [thread.name for thread in threading.enumerate()])  # of other tests
+    assert running._thread is None
     assert driver.calls() == []
-    assert not [thread for thread in threading.enumerate() if thread.name == "inferspan-meter"]
 
 
 def test_without_a_driver_it_gives_up(monkeypatch: pytest.MonkeyPatch) -> None:

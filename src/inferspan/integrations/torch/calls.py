@@ -1,8 +1,8 @@
-"""The call of a model as an inference: the guarded ``__call__`` that classes get, and what it does with the call.
+"""The call of a model as an inference: the wrapped ``__call__`` that classes get, and what it does with the call.
 
 A class keeps all that it is, and gets one plain function more (:func:`wrap_call`). Its first statement steps aside
-while torch compiles, its second for instances that nobody watches: a submodule of the same class pays a fifth of a
-microsecond. What is watched are instances, in a table of ours that refers to them weakly, so nothing is written into a
+while torch compiles, its second for instances that nobody tracks: a submodule of the same class pays a fifth of a
+microsecond. What is tracked are instances, in a table of ours that refers to them weakly, so nothing is written into a
 model, and copies, pickles and compilers see it as it was.
 
 An inference is what does not train: a model in training mode with gradients enabled makes no span, nor does anything
@@ -17,14 +17,15 @@ import sys
 import weakref
 from collections.abc import Callable, Iterator
 from functools import partial
+from threading import get_ident
 from types import CodeType, FrameType
 from typing import Any
 
 from inferspan import faults, semconv
 from inferspan.core import current
-from inferspan.core.batch import read_call
-from inferspan.core.patching import Patches, is_ours
 from inferspan.core.record import Inference, Phase
+from inferspan.integrations.patching import Patches, is_ours
+from inferspan.integrations.tensors import read_call
 
 EVAL_FRAME = "torch._dynamo.eval_frame"
 _EVERY = "_inferspan_every"
@@ -45,7 +46,7 @@ _roots: set[int] = set()
 
 
 def track(module: Any) -> None:
-    """Have the guarded ``__call__`` of this instance's class tell of it."""
+    """Have the wrapped ``__call__`` of this instance's class record it."""
     key = id(module)
     if key not in _tracked:
 
@@ -69,13 +70,13 @@ def untrack_root(module: Any) -> None:
 
 
 def forget() -> None:
-    """Watch nothing any more."""
+    """Track nothing any more."""
     _tracked.clear()
     _roots.clear()
 
 
 def roots() -> Iterator[Any]:
-    """The instances that are watched as models of their own."""
+    """The instances that are tracked as models of their own."""
     return filter(None, (_tracked[key]() for key in list(_roots) if key in _tracked))
 
 
@@ -92,14 +93,14 @@ def is_root(model: Any) -> bool:
 
 
 def wrap_call(cls: Any, patches: Patches, *, every: bool = False) -> None:
-    """Give a class the guarded ``__call__``, unless it or a base has it. ``every``: all of its instances are models."""
+    """Give a class the wrapped ``__call__``, unless it or a base has it. ``every``: all of its instances are models."""
     if is_ours(_call_of(cls)) and not every:
         return
     torch = sys.modules["torch"]
     is_compiling = torch.compiler.is_dynamo_compiling
     in_compiled_code = _in_compiled_code(torch)
 
-    active = current.ACTIVE.get
+    innermost = current.innermost
 
     # Spelled out in both, since a call of ours would take as long as all of it, and be compiled where it may not.
     def make(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -107,7 +108,11 @@ def wrap_call(cls: Any, patches: Patches, *, every: bool = False) -> None:
             if is_compiling() or not (every or id(self) in _tracked):
                 return original(self, *args, **kwargs)
             if (
-                type(phase := active()) is Phase and phase.layers is None and (phase.in_model or phase.generation)
+                (active := innermost()) is not None
+                and (phase := active.phase) is not None
+                and phase.modules is None
+                and (phase.in_model or phase.generation)
+                and active.ident == get_ident()
             ) or in_compiled_code():
                 return original(self, *args, **kwargs)
             return call(partial(original, self), self, args, kwargs, every)
@@ -118,7 +123,11 @@ def wrap_call(cls: Any, patches: Patches, *, every: bool = False) -> None:
         if is_compiling() or not (every or id(self) in _tracked):
             return super(cls, self).__call__(*args, **kwargs)
         if (
-            type(phase := active()) is Phase and phase.layers is None and (phase.in_model or phase.generation)
+            (active := innermost()) is not None
+            and (phase := active.phase) is not None
+            and phase.modules is None
+            and (phase.in_model or phase.generation)
+            and active.ident == get_ident()
         ) or in_compiled_code():
             return super(cls, self).__call__(*args, **kwargs)
         # super() is asked anew at each call: torch.fx and others replace nn.Module.__call__ for a while
@@ -181,28 +190,34 @@ def _in_compiled_code(torch: Any) -> Callable[[], Any]:
 def call(
     function: Callable[..., Any], model: Any, args: tuple[Any, ...], kwargs: dict[str, Any], every: bool = False
 ) -> Any:
-    """One call of a watched module, through ``function``: an inference, a part of one, or nothing to us."""
-    active = current.ACTIVE.get()
-    if type(active) is Phase:
-        layers = active.layers
-        slot = None if layers is None else layers.slots.get(id(model))
-        if layers is not None and slot is not None:
-            return layers.run(slot, model, function, args, kwargs)
-        if active.shapes is None or active.in_model or active.generation is not None:
+    """One call of a tracked module, through ``function``: an inference, a part of one, or nothing to us."""
+    active = current.here()
+    phase = None if active is None else active.phase
+    if phase is not None:
+        modules = phase.modules
+        slot = None if modules is None else modules.slots.get(id(model))
+        if slot is not None:
+            return modules.run(slot, model, function, args, kwargs)
+        if not phase.is_forward or phase.in_model or phase.generation is not None:
             return function(*args, **kwargs)
-        return _run_in_phase(active, function, model, args, kwargs)
-    if not (every or id(model) in _roots) or not _may_record():
+        return _run_in_phase(phase, function, model, args, kwargs)
+    if not (every or id(model) in _roots) or not _may_record() or _is_replica(model):
         return function(*args, **kwargs)
     if _trains(model):
         return current.run_suppressed(function, args, kwargs)
-    return _run(active, function, model, args, kwargs)
+    return _run(None if active is None else active.inference, function, model, args, kwargs)
 
 
 def begin(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Inference | None:
     """The same where there is no function to call, only a begin and an end: the inference, if this is to be one."""
-    if current.ACTIVE.get() is not None or not _may_record() or _trains(model):
+    if current.here() is not None or not _may_record() or _trains(model):
         return None
     return _open(model, args, kwargs)
+
+
+def _is_replica(model: Any) -> bool:
+    """Whether it is one of ``DataParallel``'s, which runs in a thread without a context, for the inference of all."""
+    return "_is_replica" in getattr(model, "__dict__", ())
 
 
 def _may_record() -> bool:
@@ -235,27 +250,27 @@ def _in_training(part: Any) -> bool:
 
 
 def _run(
-    active: Inference | Phase | None,
+    inference: Inference | None,
     function: Callable[..., Any],
     model: Any,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
 ) -> Any:
-    if active is not None and active.inference is not None:
-        phase = active.inference.begin(semconv.FORWARD)  # of an inference() block
-        _note_call(phase, phase.set, model, args, kwargs)
+    if inference is not None:
+        phase = inference.begin(semconv.FORWARD)  # of an inference() block
+        _note_call(phase, model, args, kwargs)
         return current.run_phase(phase, function, args, kwargs)
     inference = _open(model, args, kwargs)
     if inference is None:
         return function(*args, **kwargs)
-    return current.run(inference, function, args, kwargs, inside=inference.whole)
+    return current.run(inference, function, args, kwargs, inside=inference.self_phase)
 
 
 def _run_in_phase(
     phase: Phase, function: Callable[..., Any], model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
     """A call inside a phase that somebody else has opened: a pipeline's forward."""
-    current.record_shapes(phase, model, args, kwargs)
+    current.model_called(phase, model, args, kwargs)
     phase.in_model = True
     try:
         return function(*args, **kwargs)
@@ -263,36 +278,25 @@ def _run_in_phase(
         phase.in_model = False
 
 
+@faults.guarded("forwards.open")
 def _open(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Inference | None:
-    try:
-        inference = current.open_inference(
-            semconv.FORWARD, current.model_facts(model), name=semconv.FORWARD, model=model
-        )
-        if inference is not None:
-            inference.single_span = True
-            inference.whole = Phase(semconv.FORWARD, inference, inference.start_ns)
-            _note_call(inference.whole, inference.set, model, args, kwargs)
-        return inference
-    except Exception:  # noqa: BLE001
-        faults.note("forwards.open")
-        return None
+    plan = current.plan(model, semconv.FORWARD, semconv.FORWARD, model=model, name=semconv.FORWARD)
+    inference = current.open_inference(plan, model=model)
+    if inference is not None:
+        inference.self_phase = Phase(semconv.FORWARD, inference, inference.start_ns)
+        _note_call(inference.self_phase, model, args, kwargs)
+    return inference
 
 
-def _note_call(
-    phase: Phase, put: Callable[[str, Any], None], model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> None:
+@faults.guarded("forwards.batch")
+def _note_call(phase: Phase, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     inference = phase.inference
     if inference is None:
         return
-    try:
-        batch = read_call(args, kwargs, has_ids=current.model_facts(model).provider is not None)
-        if batch is not None:
-            inference.add_batch(batch)
-            put(semconv.BATCH_SIZE, batch.rows)
-            put(semconv.SEQUENCE_LENGTH, batch.length)
-            inference.set(semconv.DEVICE, batch.device)
-        current.measure(phase, model, None if batch is None else batch.device, phase.start_ns)
-        current.record_shapes(phase, model, args, kwargs)
-        phase.in_model = True
-    except Exception:  # noqa: BLE001
-        faults.note("forwards.batch")
+    batch = read_call(args, kwargs, has_ids=current.model_info(model).provider is not None)
+    if batch is not None:
+        inference.add_batch(phase, batch)
+        inference.device = batch.device or inference.device
+    current.begin_forward(phase, model, None if batch is None else batch.device, phase.start_ns)
+    current.model_called(phase, model, args, kwargs)
+    phase.in_model = True

@@ -16,32 +16,24 @@ from typing import Any
 
 from inferspan import faults
 from inferspan.core import current
-from inferspan.core.patching import Patches
-from inferspan.core.record import Inference
+from inferspan.integrations.patching import Patches
 from inferspan.probes import compiles
-from inferspan.probes.compiles import Compile, Compiles
 
 
 def install(module: ModuleType, patches: Patches) -> None:
     guard_failures = getattr(module, "guard_failures", {})
 
+    @faults.guarded("compilation.note")
+    def note(metrics: Any) -> None:
+        active = current.here()
+        if active is not None and active.inference is not None:
+            compiles.CompilesProbe.note(active.inference, compiles.read(metrics, guard_failures))
+
     def make(original: Callable[[Any], None]) -> Callable[[Any], None]:
         def log_compilation_event(metrics: Any) -> None:
-            try:
-                active = current.ACTIVE.get()
-                if active is not None and active.inference is not None:
-                    _note(active.inference, compiles.read(metrics, guard_failures))
-            except Exception:  # noqa: BLE001
-                faults.note("compilation.note")
+            note(metrics)
             original(metrics)
 
         return log_compilation_event
 
     patches.wrap(module, "log_compilation_event", make)
-
-
-def _note(inference: Inference, compiled: Compile) -> None:
-    with inference.lock:  # of the threads of one inference() block each may compile
-        if inference.compiles is None:
-            inference.compiles = Compiles()
-        inference.compiles.add(compiled)

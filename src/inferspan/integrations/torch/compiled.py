@@ -15,7 +15,7 @@ from typing import Any
 
 from inferspan import faults
 from inferspan.core import current
-from inferspan.core.patching import Patches
+from inferspan.integrations.patching import Patches
 from inferspan.integrations.torch import calls
 from inferspan.integrations.torch.calls import hide_from_compiler, is_root, unwrap_model
 
@@ -72,20 +72,20 @@ def _nothing() -> None:
 def _enter(fn: Any) -> Callable[[], None]:
     """A compiled function is about to run: open an inference if there is a model in it. What is returned ends it."""
     try:
-        if current.settings() is None or current.ACTIVE.get() is not None:
+        if current.settings() is None or current.here() is not None:
             return _nothing
         args, kwargs = _arguments(sys._getframe(1))
         model = next(filter(is_root, map(unwrap_model, _within(fn, args))), None)
         inference = None if model is None else calls.begin(model, args, kwargs)
         if inference is None:
             return _nothing
-        return partial(_exit, inference, current.enter(inference, inference.whole), sys.exc_info()[1])
+        return partial(_exit, inference, current.enter(inference, inference.self_phase), sys.exc_info()[1])
     except Exception:  # noqa: BLE001
         faults.note("compiled.enter")
         return _nothing
 
 
-def _exit(inference: Any, entered: current.Entered, handled: BaseException | None) -> None:
+def _exit(inference: Any, entered: current.Active, handled: BaseException | None) -> None:
     error = sys.exc_info()[1]  # torch calls this in its `finally`
     current.leave(entered)
     current.close(inference, None if error is handled else error)

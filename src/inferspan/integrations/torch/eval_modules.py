@@ -19,14 +19,12 @@ from typing import Any
 
 from inferspan import faults
 from inferspan.core import current
-from inferspan.core import model as models
-from inferspan.core.patching import Patches, subclasses
+from inferspan.integrations.patching import Patches, subclasses
 from inferspan.integrations.torch.calls import forget, is_root, roots, track_root, untrack_root, unwrap_model, wrap_call
 from inferspan.integrations.torch.layers import choose
 
 EVAL = "eval"
 
-_patches: Patches | None = None
 _by_hand: dict[int, ModuleHandle] = {}
 
 
@@ -43,9 +41,7 @@ def install(torch: Any, patches: Patches) -> None:
 
 
 def install_by_hand(_: ModuleType, patches: Patches) -> None:
-    global _patches
-    _patches = patches
-    patches.at_undo(_forget)
+    patches.at_undo(forget)
     for handle in list(_by_hand.values()):
         handle._install(patches)
 
@@ -139,13 +135,14 @@ class ModuleHandle:
         _by_hand.pop(id(self), None)
         if module is None:
             return
-        models.forget(module)
+        current.state.models.forget(module)
         if self._has_layers:
             choose(module, None)
         if not self._was_root:
             untrack_root(module)
-            if _patches is not None and not any(type(root) is type(module) for root in roots()):
-                _patches.undo_of(type(module), "__call__")
+            patches = current.state.patches
+            if patches is not None and not any(type(root) is type(module) for root in roots()):
+                patches.undo_of(type(module), "__call__")
 
     def __enter__(self) -> ModuleHandle:
         return self
@@ -159,18 +156,13 @@ class ModuleHandle:
             return
         self._was_root = is_root(module)
         track_root(module, patches)
-        if self._name is not None:
-            current.model_facts(module).rename(self._name)
+        describer = current.state.describer
+        if self._name is not None and describer is not None:
+            current.state.models.rename(module, self._name, describer)
 
 
 def _nothing() -> None:
     return None
-
-
-def _forget() -> None:
-    global _patches
-    _patches = None
-    forget()
 
 
 def instrument_module(module: Any, *, name: str | None = None, layers: str | int | None = None) -> ModuleHandle:
@@ -198,6 +190,6 @@ def instrument_module(module: Any, *, name: str | None = None, layers: str | int
         choose(model, layers)
     handle = ModuleHandle(model, name, layers is not None)
     _by_hand[id(handle)] = handle
-    if _patches is not None:
-        handle._install(_patches)
+    if current.state.patches is not None:
+        handle._install(current.state.patches)
     return handle

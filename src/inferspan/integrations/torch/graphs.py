@@ -10,8 +10,8 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
-from inferspan.core.patching import Patches
-from inferspan.probes.accelerator import captures
+from inferspan.integrations.patching import Patches
+from inferspan.probes.captures import captures
 
 
 def install(module: ModuleType, patches: Patches) -> None:

@@ -1,4 +1,4 @@
-"""Layers of models, on request: which modules they are, and when they are recorded.
+"""Layers of models, on request: which modules they are.
 
 The modules are found once for each model, when it is first called, and tracked like roots are
 (:mod:`inferspan.integrations.torch.calls`): nothing is registered on them, so nothing is copied, pickled or asserted
@@ -18,42 +18,53 @@ import sys
 import weakref
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
-from functools import partial
 from itertools import count, islice
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from inferspan import faults
 from inferspan.core import current
-from inferspan.core.patching import Patches
-from inferspan.core.record import Inference
+from inferspan.integrations.patching import Patches
 from inferspan.integrations.torch.calls import track, unwrap_model, wrap_call
-from inferspan.probes.layers import ATTENTION, MLP, WHOLE, Layers, Slot
+
+if TYPE_CHECKING:
+    from inferspan.config import Settings
 
 TRANSFORMER = "transformer"
+WHOLE, ATTENTION, MLP = "", "attention", "mlp"
 _ATTENTION = re.compile("attn|attention", re.IGNORECASE)
 
 _chosen: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
-_plans: weakref.WeakKeyDictionary[Any, _Plan] = weakref.WeakKeyDictionary()
+_plans: weakref.WeakKeyDictionary[Any, LayerPlan] = weakref.WeakKeyDictionary()
 
 
-class _Plan:
+class Slot(NamedTuple):
+    """What a module is to its model (its identity): a layer, by its name, or a part of one."""
+
+    model: int
+    layer: str
+    part: str
+
+
+class LayerPlan:
     """What is recorded of one model: its modules' slots, by identity; none where nothing was found."""
 
-    __slots__ = ("inferences", "slots")
+    __slots__ = ("_inferences", "slots")
 
     def __init__(self) -> None:
         self.slots: dict[int, Slot] = {}
-        self.inferences = count()
+        self._inferences = count()
 
-
-def install(_: Any, patches: Patches) -> None:
-    current.layers_of = partial(_begin, patches)
-    patches.at_undo(_forget)
+    def takes_next(self, every: int) -> bool:
+        """Whether the inference that begins is the one of so ``every`` that is recorded."""
+        return next(self._inferences) % every == 0
 
 
 def _forget() -> None:
-    current.layers_of = None
     _plans.clear()
+
+
+def install(_: Any, patches: Patches) -> None:
+    patches.at_undo(_forget)
 
 
 def choose(model: Any, layers: str | int | None) -> None:
@@ -68,38 +79,31 @@ def choose(model: Any, layers: str | int | None) -> None:
         if isinstance(layers, bool) or (isinstance(layers, int) and layers < 1) or not isinstance(layers, (int, str)):
             raise ValueError(f"layers={layers!r}: allowed are 'transformer', a depth from 1 on, a pattern")
         _chosen[model] = str(layers)
+    current.state.plans.forget(model)
 
 
-def _begin(patches: Patches, inference: Inference, model: Any) -> Layers | None:
-    """What records the layers of this model in the forward that begins; ``None`` where none are to be."""
-    settings = current.settings()
-    if settings is None or not (settings.layers or _chosen):
-        return None
+def is_chosen(model: Any) -> bool:
+    """Whether :func:`choose` has said which layers of this instance are recorded."""
     try:
-        model = unwrap_model(model)
-        wanted = _chosen.get(model) or settings.layers
-        if not wanted or inference.root is None or not inference.root.is_recording():
-            return None
-        plan = _plans.get(model)
-        if plan is None:
-            plan = _plans[model] = _make_plan(model, wanted, settings.layers_max, patches)
-        if inference.has_layers is None:
-            inference.has_layers = next(plan.inferences) % settings.layers_every == 0
-        if not inference.has_layers:
-            return None
-        if inference.layers is None:
-            timed = "gpu_time" in settings.measure
-            # half of the events at most: those of the forward itself come first
-            inference.layers = Layers(settings.gpu_timers_max // 2 * timed, with_memory="memory" in settings.measure)
-        inference.layers.add(plan.slots)
-        return inference.layers
-    except Exception:  # noqa: BLE001 - a model that cannot be hashed, a metaclass that lets nothing be set
-        faults.note("layers.begin")
+        return model is not None and unwrap_model(model) in _chosen
+    except TypeError:  # cannot be hashed or referred to weakly
+        return False
+
+
+def plan_of(model: Any, settings: Settings) -> LayerPlan | None:
+    """What is recorded of this model; ``None`` if nothing is to be."""
+    model = unwrap_model(model)
+    wanted, patches = _chosen.get(model) or settings.layers, current.state.patches
+    if not wanted or patches is None:
         return None
+    plan = _plans.get(model)
+    if plan is None:
+        plan = _plans[model] = _make_plan(model, wanted, settings.layers_max, patches)
+    return plan
 
 
-def _make_plan(model: Any, wanted: str, layers_max: int, patches: Patches) -> _Plan:
-    plan = _Plan()
+def _make_plan(model: Any, wanted: str, layers_max: int, patches: Patches) -> LayerPlan:
+    plan = LayerPlan()
     found = list(islice(_find(model, wanted), layers_max + 1))
     if not found:
         faults.warn_once(f"layers {type(model).__name__}", f"no layers {wanted!r} were found in {type(model).__name__}")

@@ -12,7 +12,7 @@ from functools import partial
 from types import ModuleType
 from typing import Any
 
-from inferspan.core.patching import Patches
+from inferspan.integrations.patching import Patches
 from inferspan.integrations.torch.calls import call, hide_from_compiler, is_root, unwrap_model
 
 

@@ -3,7 +3,7 @@
 A request is submitted in the caller's context and computed in a background thread, together with others, often by
 replayed CUDA graphs that call no Python at all. So its inference is opened where it is submitted, is current
 nowhere, and follows the request's own state: out of the queue, first token, finished, failed, or dropped (cancelled).
-The thread itself is muted: a forward there belongs to many requests.
+In the thread itself recording is suppressed: a forward there belongs to many requests.
 
 The state is told apart by ``RequestState.status``, a property from 4.57 to 5.23. A request that the scheduler
 restarts gets a new state object with the same id, which takes the inference over; one with another id is a further
@@ -23,14 +23,12 @@ from inferspan import faults, semconv
 from inferspan.core import current
 from inferspan.core.batch import Batch
 from inferspan.core.errors import type_name
-from inferspan.core.model import id_set
-from inferspan.core.patching import Patches
 from inferspan.core.record import Inference, Phase
 from inferspan.core.steps import Generation
+from inferspan.integrations.patching import Patches
+from inferspan.integrations.torch.describe import id_set
 
 _REQUEST = "_inferspan_request"
-
-_ASKED = (semconv.MAX_TOKENS, semconv.STREAM, semconv.DEVICE)
 
 _submitting: ContextVar[_Request | None] = ContextVar("inferspan_submitting", default=None)
 
@@ -87,11 +85,11 @@ class _Request:
     def fork(self) -> _Request | None:
         """A request of its own with the same prompt, for the same caller."""
         origin = self.inference
-        inference = current.open_inference(semconv.TEXT_COMPLETION, origin.model, parent=origin.parent)
+        inference = current.open_inference(origin.plan, parent=origin.parent)
         if inference is None:
             return None
-        inference.stream = origin.stream
-        inference.attributes.update({name: origin.attributes[name] for name in _ASKED if name in origin.attributes})
+        inference.is_stream, inference.device = origin.is_stream, origin.device
+        inference.set(semconv.MAX_TOKENS, origin.attributes.get(semconv.MAX_TOKENS))
         return _Request(inference)
 
     def leave_queue(self) -> None:
@@ -121,7 +119,7 @@ class _Request:
             inference.end(phase)
             self.phase = self.queue = None
         self._count(state, ended_well=failed is None and not cancelled)
-        inference.cancelled = cancelled
+        inference.is_cancelled = cancelled
         current.close(inference, failed=failed)
 
     def _count(self, state: Any, *, ended_well: bool) -> None:
@@ -134,17 +132,19 @@ class _Request:
         # After a restart by the scheduler, what was generated before it stands behind the prompt.
         true_prompt = getattr(state, "_true_initial_tokens", 0) or len(prompt)
         produced = len(prompt) - true_prompt + len(generated)
-        self.inference.add_batch(Batch(rows=1, length=true_prompt, tokens=true_prompt, positions=true_prompt))
-        self.inference.add_output(produced, True)
+        counts = self.inference.counts
+        batch = Batch(rows=1, length=true_prompt, tokens=true_prompt, positions=true_prompt)
+        counts.add_batch(batch, self.inference.plan.settings.children_max)
+        counts.add_output(produced, True)
         if generated and ended_well:
             end_ids = getattr(state, "_eos_token_ids", None) or id_set(getattr(state, "eos_token_id", None)) or ()
-            self.inference.set(semconv.FINISH_REASONS, ("stop" if generated[-1] in end_ids else "length",))
+            counts.finish_reasons = ("stop" if generated[-1] in end_ids else "length",)
 
 
 def _dropped(inference: Inference) -> None:
     # The last state that knew the request is gone, and it never finished: it was cancelled.
     if inference.end_ns is None:
-        inference.cancelled = True
+        inference.is_cancelled = True
         current.close(inference)
 
 
@@ -183,24 +183,21 @@ def _add_request(original: Callable[..., Any]) -> Callable[..., Any]:
     return add_request
 
 
+@faults.guarded("continuous_batching.open")
 def _open(manager: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Request | None:
-    try:
-        model = manager.model
-        inference = current.open_inference(semconv.TEXT_COMPLETION, current.model_facts(model), model=model)
-        if inference is None:
-            return None
-        _, _, limit, streaming, *_ = (*args, None, None, None, None)  # behind input_ids and request_id
-        limit = kwargs.get("max_new_tokens", limit)
-        inference.set(semconv.MAX_TOKENS, limit if isinstance(limit, int) else None)
-        if kwargs.get("streaming", streaming) or getattr(manager, "streaming", False):  # of the manager in 4.57
-            inference.stream = True
-            inference.set(semconv.STREAM, True)
-        device = getattr(model, "device", None)
-        inference.set(semconv.DEVICE, None if device is None else str(device))
-        return _Request(inference)
-    except Exception:  # noqa: BLE001
-        faults.note("continuous_batching.open")
+    model = manager.model
+    plan = current.plan(model, "continuous_batching", semconv.TEXT_COMPLETION, model=model)
+    inference = current.open_inference(plan, model=model)
+    if inference is None:
         return None
+    _, _, limit, streaming, *_ = (*args, None, None, None, None)  # behind input_ids and request_id
+    limit = kwargs.get("max_new_tokens", limit)
+    inference.set(semconv.MAX_TOKENS, limit if isinstance(limit, int) else None)
+    # of the manager in 4.57
+    inference.is_stream = bool(kwargs.get("streaming", streaming) or getattr(manager, "streaming", False))
+    device = getattr(model, "device", None)
+    inference.device = None if device is None else str(device)
+    return _Request(inference)
 
 
 def _suppressed(original: Callable[..., Any]) -> Callable[..., Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from types import ModuleType
 
-from inferspan.core.patching import Patches
+from inferspan.integrations.patching import Patches
 from inferspan.integrations.torch.calls import wrap_call
 
 

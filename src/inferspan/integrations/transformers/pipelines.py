@@ -5,9 +5,7 @@ of the pipeline's own class, patched once for each class when it is first called
 lazily and users write their own. ``forward`` rather than ``_forward``: it includes the copies to and from the device,
 and its argument is on the host, so that tokens can be counted without touching a GPU.
 
-A generator or ``Dataset`` gives a lazy result. Its inference stays open, but is current only inside ``__next__``,
-never across a yield; it ends with the last item, an error, or when the result is dropped (at the time of the last
-item, since nobody knows when the consumer lost interest). Nothing is consumed early, and the result keeps its type.
+A generator or ``Dataset`` gives a lazy result (:mod:`inferspan.integrations.transformers.lazy`).
 
 DataLoader workers see the patched methods too, but are outside of any inference, where these pass through.
 """
@@ -17,19 +15,18 @@ from __future__ import annotations
 import inspect
 import weakref
 from collections.abc import Callable, Generator, Mapping
-from time import perf_counter_ns
 from types import ModuleType
 from typing import Any
 
 from inferspan import faults, semconv
-from inferspan.core import current, messages
-from inferspan.core.batch import read_batch
-from inferspan.core.model import ModelInfo
-from inferspan.core.patching import Patches
+from inferspan.core import current
+from inferspan.core.messages import Content
+from inferspan.core.plan import Plan
 from inferspan.core.record import Inference, Phase
-from inferspan.integrations.transformers.generate import count_output
-
-_STREAM = "_inferspan_stream"
+from inferspan.integrations.patching import Patches
+from inferspan.integrations.tensors import read_batch
+from inferspan.integrations.transformers import content, lazy
+from inferspan.integrations.transformers.generate import PIPELINES, count_output
 
 _OPERATIONS = {
     "feature-extraction": semconv.EMBEDDINGS,
@@ -46,13 +43,10 @@ _CHATTY = {
 
 
 def install_base(module: ModuleType, patches: Patches) -> None:
-    pipeline = module.Pipeline
-    patches.wrap(pipeline, "__call__", lambda original: _call(original, patches))
+    patches.wrap(module.Pipeline, "__call__", lambda original: _call(original, patches))
 
 
-def install_iterator(module: ModuleType, patches: Patches) -> None:
-    patches.wrap(module.PipelineIterator, "__iter__", _iter)
-    patches.wrap(module.PipelineIterator, "__next__", _next)
+install_iterator = lazy.install
 
 
 # -- the call ----------------------------------------------------------------------------------------------------
@@ -60,13 +54,17 @@ def install_iterator(module: ModuleType, patches: Patches) -> None:
 
 def _call(original: Callable[..., Any], patches: Patches) -> Callable[..., Any]:
     def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
-        active = current.ACTIVE.get()
-        if current.settings() is None or (active is not None and active.is_phase):
+        active = current.here()
+        if current.settings() is None or (active is not None and active.phase is not None):
             return original(self, *args, **kwargs)
         _patch_phases(type(self), patches)
-        if active is not None and not _is_pipeline(active):  # an inference() block: the phases are the block's
+        outside = None if active is None else active.inference
+        # Between a pipeline's phases only the program's own generator or ``Dataset`` runs, and a pipeline that is
+        # called in there is another inference. In an inference() block the phases are the block's.
+        if outside is not None and outside.plan.source != PIPELINES:
             result = original(self, *args, **kwargs)
-            _keep_for_later(self, args, kwargs, result)
+            if lazy.is_lazy(result):
+                lazy.keep_for_later(result, _plan(self, args, kwargs))
             return result
         inference = _open(self, args, kwargs)
         if inference is None:
@@ -79,56 +77,46 @@ def _call(original: Callable[..., Any], patches: Patches) -> Callable[..., Any]:
             current.close(inference, error)
             raise
         current.leave(entered)
-        if not _keep_open(inference, result):
-            _capture_output(inference, result)
+        if not (lazy.is_lazy(result) and lazy.keep_open(result, inference)):
+            if inference.content is not None:
+                _capture_output(inference.content, result)
             current.close(inference)
         return result
 
     return __call__
 
 
-def _is_pipeline(active: Inference | Phase) -> bool:
-    """Whether the inference is that of a pipeline. Between its phases only the program's own generator or ``Dataset``
-    runs, and a pipeline that is called in there is another inference."""
-    return active.inference is not None and semconv.TASK in active.inference.attributes
-
-
-def _open(pipeline: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Inference | None:
-    try:
-        task, model, inputs, facts = _told(pipeline, args, kwargs)
-        inference = current.open_inference(_operation(task, inputs), facts, model=model)
-        if inference is not None:
-            inference.set(semconv.TASK, task)
-            settings = current.settings()
-            if settings is not None and settings.capture_content != "NO_CONTENT":
-                inference.content = messages.Content(messages.messages_of(inputs))
-        return inference
-    except Exception:  # noqa: BLE001
-        faults.note("pipelines.open")
-        return None
-
-
-def _told(pipeline: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[str, Any, Any, ModelInfo | None]:
-    """Task, model, inputs and the model's facts."""
+@faults.guarded("pipelines.plan")
+def _plan(pipeline: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Plan | None:
     task = str(getattr(pipeline, "task", "") or type(pipeline).__name__)
+    operation = _operation(task, args[0] if args else kwargs.get("inputs"))
+
+    def attributes() -> dict[str, Any]:
+        return {semconv.TASK: task}
+
     model = getattr(pipeline, "model", None)
-    facts = None if model is None else current.model_facts(model)
-    return task, model, args[0] if args else kwargs.get("inputs"), facts
+    return current.plan(pipeline, operation, operation, model=model, source=PIPELINES, attributes=attributes)
+
+
+@faults.guarded("pipelines.open")
+def _open(pipeline: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Inference | None:
+    plan = _plan(pipeline, args, kwargs)
+    inference = current.open_inference(plan, model=getattr(pipeline, "model", None))
+    if inference is not None and plan is not None and plan.settings.capture_content != "NO_CONTENT":
+        inference.content = Content(content.messages_of(args[0] if args else kwargs.get("inputs")))
+    return inference
 
 
 def _operation(task: str, inputs: Any) -> str:
     family = task.split("_", 1)[0]  # translation_en_to_fr
     if family in _CHATTY:
-        return semconv.CHAT if messages.is_chat(inputs) else _CHATTY[family]
+        return semconv.CHAT if content.is_chat(inputs) else _CHATTY[family]
     return _OPERATIONS.get(family, task)
 
 
-def _capture_output(inference: Inference, result: Any) -> None:
-    try:
-        if inference.content is not None:
-            inference.content.output = messages.completions_of(result)
-    except Exception:  # noqa: BLE001
-        faults.note("pipelines.output")
+@faults.guarded("pipelines.output")
+def _capture_output(captured: Content, result: Any) -> None:
+    captured.output = content.completions_of(result)
 
 
 # -- the phases --------------------------------------------------------------------------------------------------
@@ -171,11 +159,11 @@ _OTHER_PROCESSORS = [
 
 def _begin(pipeline: Any, text: str, other: str) -> Phase | None:
     """A phase of the inference that is active here; ``None`` outside of one and inside another phase."""
-    active = current.ACTIVE.get()
-    if type(active) is not Inference:
+    inference = current.open_here()
+    if inference is None:
         return None
     try:
-        return active.begin(text if text == other or _reads_text(pipeline) else other)
+        return inference.begin(text if text == other or _reads_text(pipeline) else other)
     except Exception:  # noqa: BLE001
         faults.note("pipelines.phase")
         return None
@@ -183,19 +171,7 @@ def _begin(pipeline: Any, text: str, other: str) -> Phase | None:
 
 def _next_chunk(phase: Phase, chunks: Generator[Any, Any, Any]) -> Any:
     """The next chunk, inside ``phase``. The step that finds no more of them is no call: its phase is not kept."""
-    token = current.ACTIVE.set(phase)
-    try:
-        return next(chunks)
-    except StopIteration:
-        phase.calls = 1  # as if it had ended: nothing to keep, and nothing to cut off
-        raise
-    except BaseException as error:
-        phase.cut_off(error)
-        raise
-    finally:
-        current.ACTIVE.reset(token)
-        if phase.inference is not None:
-            phase.inference.end(phase)
+    return current.run_phase(phase, next, (chunks,), {}, discard_at=StopIteration)
 
 
 def _preprocess(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -232,44 +208,38 @@ def _forward(original: Callable[..., Any]) -> Callable[..., Any]:
             return original(self, *args, **kwargs)
         _note_batch(phase, self, args[0] if args else kwargs.get("model_inputs"))
         result = current.run_phase(phase, original, (self, *args), kwargs)
-        _note_generated(phase, result)
+        if phase.generation is not None:
+            _note_generated(phase, result)
         return result
 
     return forward
 
 
+@faults.guarded("pipelines.batch")
 def _note_batch(phase: Phase, pipeline: Any, inputs: Any) -> None:
     inference = phase.inference
     if inference is None:
         return
-    try:
-        batch = read_batch(inputs)
-        if batch is not None:
-            inference.add_batch(batch)
-            phase.set(semconv.BATCH_SIZE, batch.rows)
-            phase.set(semconv.SEQUENCE_LENGTH, batch.length)
-        if semconv.DEVICE not in inference.attributes:
-            device = getattr(pipeline, "device", None)
-            inference.set(semconv.DEVICE, None if device is None else str(device))
-        current.measure(
-            phase, getattr(pipeline, "model", None), inference.attributes.get(semconv.DEVICE), phase.start_ns
-        )
-    except Exception:  # noqa: BLE001
-        faults.note("pipelines.batch")
+    batch = read_batch(inputs)
+    if batch is not None:
+        inference.add_batch(phase, batch)
+    if inference.device is None:
+        device = getattr(pipeline, "device", None)
+        inference.device = None if device is None else str(device)
+    model = getattr(pipeline, "model", None)
+    current.begin_forward(phase, model, inference.device, phase.start_ns)
 
 
+@faults.guarded("pipelines.generated")
 def _note_generated(phase: Phase, result: Any) -> None:
     """Generated tokens that could not be counted on a GPU: the pipeline has brought its ids to the host now."""
     generation = phase.generation
     if generation is None or generation.read_later is None or not generation.outputs or phase.inference is None:
         return
-    try:
-        if isinstance(result, Mapping):
-            found = map(generation.read_later, (result.get(name) for name in ("generated_sequence", "output_ids")))
-            generation.outputs = [next((output for output in found if output is not None), generation.outputs[0])]
-        count_output(phase.inference, generation)
-    except Exception:  # noqa: BLE001
-        faults.note("pipelines.generated")
+    if isinstance(result, Mapping):
+        found = map(generation.read_later, (result.get(name) for name in ("generated_sequence", "output_ids")))
+        generation.outputs = [next((output for output in found if output is not None), generation.outputs[0])]
+    count_output(phase.inference, generation)
 
 
 def _postprocess(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -279,7 +249,7 @@ def _postprocess(original: Callable[..., Any]) -> Callable[..., Any]:
             return original(self, *args, **kwargs)
         result = current.run_phase(phase, original, (self, *args), kwargs)
         if phase.inference is not None:
-            phase.inference.items += 1
+            phase.inference.counts.items += 1
         return result
 
     return postprocess
@@ -288,9 +258,9 @@ def _postprocess(original: Callable[..., Any]) -> Callable[..., Any]:
 def _get_iterator(original: Callable[..., Any]) -> Callable[..., Any]:
     def get_iterator(self: Any, *args: Any, **kwargs: Any) -> Any:
         iterator = original(self, *args, **kwargs)
-        active = current.ACTIVE.get()
-        if active is not None and not active.is_phase and active.inference is not None:
-            _note_workers(active.inference, iterator)
+        inference = current.open_here()
+        if inference is not None:
+            _note_workers(inference, iterator)
         return iterator
 
     return get_iterator
@@ -310,116 +280,3 @@ _METHODS = {
     "forward": _forward,
     "postprocess": _postprocess,
 }
-
-
-# -- lazy results ------------------------------------------------------------------------------------------------
-
-
-class _Stream:
-    """What a lazy result carries: its inference. It stays behind when the result is pickled or copied."""
-
-    __slots__ = ("inference", "is_open")
-
-    def __init__(self, inference: Inference, is_open: bool = True) -> None:
-        self.inference = inference
-        self.is_open = is_open  # else it only says which one to open
-
-    def __reduce__(self) -> tuple[type[None], tuple[()]]:
-        return type(None), ()
-
-    def run(self, function: Callable[..., Any], result: Any) -> Any:
-        """One step of the consumer, inside the inference."""
-        if not self.is_open or self.inference.failure is not None or self.inference.abandoned:
-            self.begin_again()  # a Dataset goes on after an item that failed, any result after uninstrument()
-        inference = self.inference
-        if inference.end_ns is not None:
-            return function(result)
-        entered = current.enter(inference)
-        start_ns = perf_counter_ns()
-        try:
-            item = function(result)
-        except BaseException as error:
-            self._left(inference, entered, start_ns)
-            current.close(inference, None if isinstance(error, StopIteration) else error)
-            raise
-        self._left(inference, entered, start_ns)
-        return item
-
-    @staticmethod
-    def _left(inference: Inference, entered: current.Entered, start_ns: int) -> None:
-        current.leave(entered)
-        if inference.end_ns is None:
-            inference.last_ns = perf_counter_ns()
-            inference.busy_ns = (inference.busy_ns or 0) + inference.last_ns - start_ns
-
-    def begin_again(self) -> None:
-        """A result that is iterated once more after its end, or goes on after an error: one more inference."""
-        ended = self.inference
-        if ended.end_ns is None or current.ACTIVE.get() is not None:
-            return
-        inference = current.open_inference(ended.operation, ended.model)
-        if inference is not None:
-            for name in (semconv.TASK, semconv.PREPROCESS_WORKERS):
-                inference.set(name, ended.attributes.get(name))
-            inference.set(semconv.LAZY, True)
-            self.inference, self.is_open = inference, True
-
-
-def _keep_open(inference: Inference, result: Any) -> bool:
-    """Whether the result is lazy; then its inference goes with it."""
-    try:
-        if type(result).__name__ != "PipelineIterator":
-            return False
-        inference.last_ns = perf_counter_ns()
-        inference.busy_ns = inference.last_ns - inference.start_ns
-        inference.set(semconv.LAZY, True)
-        _attach(_Stream(inference), result)
-        return True
-    except Exception:  # noqa: BLE001
-        faults.note("pipelines.lazy")
-        return False
-
-
-def _keep_for_later(pipeline: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
-    """A lazy result from an ``inference()`` block is part of that while it lasts, and after it an inference."""
-    try:
-        if type(result).__name__ == "PipelineIterator":
-            task, _, inputs, facts = _told(pipeline, args, kwargs)
-            later = Inference("", _operation(task, inputs), facts, 0)
-            later.set(semconv.TASK, task)
-            later.end_ns = later.start_ns
-            _attach(_Stream(later, is_open=False), result)
-    except Exception:  # noqa: BLE001
-        faults.note("pipelines.lazy")
-
-
-def _attach(stream: _Stream, result: Any) -> None:
-    vars(result)[_STREAM] = stream
-    weakref.finalize(result, _abandon, stream).atexit = False
-
-
-def _abandon(stream: _Stream) -> None:
-    # Called by the garbage collector, in whatever thread: it only appends, and only if nothing has ended it before.
-    inference = stream.inference
-    if inference.end_ns is None:
-        inference.abandoned = True
-        current.close(inference, end_ns=inference.last_ns)
-
-
-def _iter(original: Callable[..., Any]) -> Callable[..., Any]:
-    def __iter__(self: Any) -> Any:
-        stream = vars(self).get(_STREAM)
-        if stream is None:
-            return original(self)
-        stream.begin_again()
-        return stream.run(original, self)
-
-    return __iter__
-
-
-def _next(original: Callable[..., Any]) -> Callable[..., Any]:
-    def __next__(self: Any) -> Any:
-        stream = vars(self).get(_STREAM)
-        return original(self) if stream is None else stream.run(original, self)
-
-    return __next__

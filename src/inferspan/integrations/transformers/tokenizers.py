@@ -6,6 +6,7 @@ Inside a phase (a pipeline's preprocess, a streamer inside ``generate``) the fiv
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
@@ -13,8 +14,8 @@ from typing import Any
 from inferspan import faults, semconv
 from inferspan.core import current
 from inferspan.core.model import display_name
-from inferspan.core.patching import Patches
 from inferspan.core.record import Phase
+from inferspan.integrations.patching import Patches
 
 
 def install(module: ModuleType, patches: Patches) -> None:
@@ -30,19 +31,20 @@ def _phase(
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     def make(original: Callable[..., Any]) -> Callable[..., Any]:
         def tokenizer_method(self: Any, *args: Any, **kwargs: Any) -> Any:
-            phase = current.begin_phase(name) if current.settings() is not None else None
+            phase = current.begin_phase(name) if current.settings() is not None and not _in_worker() else None
             if phase is None:
                 return original(self, *args, **kwargs)
-            token = current.ACTIVE.set(phase)
+            active = current.enter_phase(phase)
             try:
                 result = original(self, *args, **kwargs)
-                _guarded(note, phase, args, kwargs, result)
+                if phase.inference is None:
+                    note(phase, args, kwargs, result)
                 return result
             except BaseException as error:
                 phase.cut_off(error)
                 raise
             finally:
-                current.ACTIVE.reset(token)
+                current.leave(active)
                 _end(phase, self)
 
         return tokenizer_method
@@ -50,11 +52,9 @@ def _phase(
     return make
 
 
+@faults.guarded("tokenizers.end")
 def _end(phase: Phase, tokenizer: Any) -> None:
-    try:
-        current.end_phase(phase, _name(tokenizer) if phase.inference is None else None)
-    except Exception:  # noqa: BLE001
-        faults.note("tokenizers.end")
+    current.end_phase(phase, _name(tokenizer) if phase.inference is None else None)
 
 
 def _name(tokenizer: Any) -> str | None:
@@ -64,14 +64,14 @@ def _name(tokenizer: Any) -> str | None:
     return display_name(source, type(tokenizer).__name__, local)[0] if isinstance(source, str) else None
 
 
-def _guarded(note: Callable[..., None], phase: Phase, *facts: Any) -> None:
-    try:
-        if phase.inference is None:
-            note(phase, *facts)
-    except Exception:  # noqa: BLE001
-        faults.note("tokenizers.note")
+def _in_worker() -> bool:
+    """Whether this process is a DataLoader worker, whose tokenizer is part of what the parent infers."""
+    data = sys.modules.get("torch.utils.data")
+    get_worker_info = None if data is None else getattr(data, "get_worker_info", None)
+    return get_worker_info is not None and get_worker_info() is not None
 
 
+@faults.guarded("tokenizers.note")
 def _note_encoded(phase: Phase, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
     ids = result["input_ids"] if type(result).__name__ == "BatchEncoding" else result
     shape = getattr(ids, "shape", None)
@@ -84,6 +84,7 @@ def _note_encoded(phase: Phase, args: tuple[Any, ...], kwargs: dict[str, Any], r
         phase.set(semconv.SEQUENCE_LENGTH, max(map(len, ids)) if nested else len(ids))
 
 
+@faults.guarded("tokenizers.note")
 def _note_decoded(phase: Phase, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
     ids = args[0] if args else kwargs.get("token_ids", kwargs.get("sequences"))
     device = getattr(ids, "device", None)

@@ -128,11 +128,6 @@ class Inventory:
     weight_bytes: int | None
     kv: dict[int | None, int] | None
 
-    @property
-    def kv_bytes_per_token(self) -> int | None:
-        """Bytes of the cache for each row and token, all layers."""
-        return None if self.kv is None else sum(self.kv.values())
-
     def kv_bytes(self, rows: int, tokens: int) -> int | None:
         """Bytes of the cache of ``rows`` with ``tokens`` each, of which a layer with a window keeps no more."""
         if self.kv is None:

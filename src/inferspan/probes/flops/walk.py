@@ -18,13 +18,12 @@ from __future__ import annotations
 import inspect
 import math
 import re
-from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from inferspan.probes.flops.inventory import CallShapes, Convolution, Flops, Inventory, Stack
-
-__all__ = ["METHOD", "CallShapes", "Flops", "Inventory", "read_shapes", "take_inventory"]
+from inferspan.integrations.torch.describe import written_class
+from inferspan.probes.flops.inventory import Convolution, Inventory, Stack
+from inferspan.probes.flops.shapes import int_of, shape_of
 
 METHOD = "linear_inventory"
 
@@ -62,55 +61,8 @@ _HEAD_SIZES = ("qk_head_dim", "head_dim", "attention_head_size", "key_value_proj
 _WIDTHS = ("embed_dim", "hidden_size")
 _TOP_K = ("num_experts_per_tok", "num_experts_per_token", "num_selected_experts", "moe_topk", "moe_top_k", "top_k")
 _MATRIX = (("in_features", "out_features"), ("nx", "nf"), ("infeatures", "outfeatures"))
-_MEDIA = ("pixel_values", "input_features", "input_values", "pixel_values_videos", "audio_values")
-_OF_ENCODERS = frozenset(("input_ids", "attention_mask", "token_type_ids"))
-PROPOSING = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit")
-_GROWING_CACHES = (None, "dynamic", "dynamic_full", "offloaded", "quantized")
 # Others (torchao's, DTensor) do not tell by shape and dtype how many bytes they take here.
 _PLAIN_TENSORS = frozenset(("Parameter", "Tensor", "Params4bit", "Int8Params"))
-
-
-def read_shapes(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> CallShapes | None:
-    """The shapes in the arguments of a model or of its ``generate()``; ``None`` if there is no tensor to go by."""
-    if not args and kwargs.keys() <= _OF_ENCODERS:  # what follows would tell the same, in 8 µs instead of 2
-        shape = _shape(kwargs.get("input_ids"))
-        return None if not shape or len(shape) < 2 else CallShapes(math.prod(shape[:-1]), shape[-1])
-    shapes: dict[str, tuple[int, ...]] = {}
-    for name, value in kwargs.items():
-        shape = _shape(value)
-        if shape:
-            shapes[name] = shape
-    unnamed = args[0] if args else kwargs.get("inputs")
-    shape = _shape(unnamed)
-    if shape:
-        is_text = len(shape) < 3 and not getattr(getattr(unnamed, "dtype", None), "is_floating_point", True)
-        shapes["input_ids" if is_text else "pixel_values"] = shape
-    text = shapes.get("input_ids") or shapes.get("inputs_embeds", ())[:-1]
-    decoder = shapes.get("decoder_input_ids") or shapes.get("decoder_inputs_embeds", ())[:-1]
-    source = _shape(_first(kwargs.get("encoder_outputs"))) or shapes.get("encoder_hidden_states")
-    media = next((shapes[name] for name in _MEDIA if name in shapes), None)
-    batch = text[:-1] or (media or source or decoder)[:1]
-    if not batch:
-        return None
-    config = kwargs.get("generation_config")
-
-    def setting(name: str) -> Any:
-        value = kwargs.get(name)
-        return value if value is not None or config is None else getattr(config, name, None)
-
-    grows = setting("cache_implementation") in _GROWING_CACHES
-    return CallShapes(
-        rows=math.prod(batch),
-        length=text[-1] if text else None,
-        decoder_length=decoder[-1] if decoder else None,
-        source_length=source[1] if source else None,
-        media=media,
-        past=_cache_length(kwargs.get("past_key_values")) if grows else None,
-        keep=shapes["logits_to_keep"][0] if "logits_to_keep" in shapes else _int(kwargs.get("logits_to_keep")),
-        cached=setting("use_cache") is not False,
-        chunk=_int(setting("prefill_chunk_size")),
-        assisted=any(setting(name) is not None for name in PROPOSING),
-    )
 
 
 def take_inventory(model: Any) -> Inventory | None:
@@ -127,7 +79,7 @@ def take_inventory(model: Any) -> Inventory | None:
         main, side, feeds_decoder = side, Stack(), False
     if not (main.token or main.row or main.head or main.chain):
         return None
-    kind = class_of(model).__name__
+    kind = written_class(model).__name__
     is_known = any(base.__module__.partition(".")[0] == "transformers" for base in type(model).__mro__)
     if walk.is_staged or (main.chain and not main.layers and is_known and not kind.startswith("ResNet")):
         return None  # positions that are merged on the way, or branches of convolutions, are not told by names
@@ -142,17 +94,10 @@ def take_inventory(model: Any) -> Inventory | None:
         tower=side if side.layers and not feeds_decoder else None,
         exact=walk.exact and is_known and is_plain,
         keeps_logits=_takes(type(model), "logits_to_keep"),
-        shards=_int(getattr(model, "tp_size", None)) or 1,
+        shards=int_of(getattr(model, "tp_size", None)) or 1,
         weight_bytes=main.weight_bytes if walk.sizes_known else None,
         kv=walk.kv if walk.kv and callable(generates) and generates() else None,
     )
-
-
-def class_of(module: Any) -> type:
-    """The class that a module was written as: torch's ``fully_shard()`` puts one of its own making before it."""
-    cls = type(module)
-    bases = cls.__bases__
-    return bases[1] if len(bases) == 2 and cls.__module__.startswith("torch.distributed.") else cls
 
 
 class _Place(NamedTuple):
@@ -187,9 +132,9 @@ class _Walk:
         # from a parameter: `model.dtype` raises StopIteration where there is none
         first = next(iter(model.parameters()), None)
         dtype = getattr(model, "dtype", None) if first is not None else None
-        self._element_bytes = _int(getattr(dtype, "itemsize", None)) or 0
+        self._element_bytes = int_of(getattr(dtype, "itemsize", None)) or 0
         self._layer_types = getattr(self.config, "layer_types", None)
-        windows = (_int(getattr(self.config, name, None)) for name in ("sliding_window", "attention_chunk_size"))
+        windows = (int_of(getattr(self.config, name, None)) for name in ("sliding_window", "attention_chunk_size"))
         self._window = next(filter(None, windows), None)
 
     @property
@@ -198,7 +143,7 @@ class _Walk:
         return any(stack.chain and len(self._widths.get(id(stack), ())) > 1 for stack in (self.main, self.side))
 
     def visit(self, module: Any, place: _Place) -> None:
-        own, kind = module.__dict__, class_of(module).__name__
+        own, kind = module.__dict__, written_class(module).__name__
         children = own.get("_modules") or {}
         size = _matrix(own)
         wraps_linear = any(_matrix(child.__dict__) for child in children.values() if child is not None)
@@ -281,7 +226,7 @@ class _Walk:
         """Parameters that a module holds itself, other than a linear layer's or a convolution's."""
         share = 1.0
         for name, tensor in (own.get("_parameters") or {}).items():
-            shape = _shape(tensor) or ()
+            shape = shape_of(tensor) or ()
             if _EXTRA_TOKEN.fullmatch(name):
                 place.stack.extra_tokens += shape[-2] if len(shape) > 1 else 1
             elif _OTHER_PARAMETER.fullmatch(name):
@@ -315,7 +260,7 @@ class _Walk:
         if not heads or not size:
             self.exact = False
             return
-        both = size + (_int(own.get("v_head_dim")) or size)
+        both = size + (int_of(own.get("v_head_dim")) or size)
         stack, window = place.stack, self._window_of(own)
         if place.per == "cross":
             stack.source_pair += 2 * heads * both
@@ -364,32 +309,6 @@ def _convolution(own: dict[str, Any], on_branch: bool) -> Convolution:
     return Convolution(flops, channels, kernel, stride, each(padding), dilation, transposed, on_branch)
 
 
-def _shape(value: Any) -> tuple[int, ...] | None:
-    """The sizes of a tensor; ``None`` of anything else, and of one without dimensions."""
-    if value is None or not (hasattr(value, "device") and hasattr(value, "shape")):
-        return None
-    return tuple(value.shape) or None
-
-
-def _first(outputs: Any) -> Any:
-    return outputs[0] if isinstance(outputs, tuple) and outputs else getattr(outputs, "last_hidden_state", None)
-
-
-def _cache_length(cache: Any) -> int | None:
-    """Cached positions; ``None`` where that number is itself on the device (static caches)."""
-    if cache is None:
-        return 0
-    if isinstance(cache, tuple):  # of older models: for each layer its keys and values
-        shape = _shape(_first(_first(cache)))
-        return shape[-2] if shape and len(shape) > 2 else None
-    layers = getattr(getattr(cache, "self_attention_cache", cache), "layers", None)
-    if not isinstance(layers, list):
-        return None
-    if not layers:
-        return 0
-    return None if getattr(layers[0], "is_compileable", True) else _int(layers[0].get_seq_length(), least=0)
-
-
 def _bytes(tensor: Any) -> int | None:
     if type(tensor).__name__ not in _PLAIN_TENSORS:
         return None
@@ -408,9 +327,5 @@ def _takes(cls: type, name: str) -> bool:
 
 def _first_int(own: dict[str, Any], config: Any, names: tuple[str, ...]) -> int | None:
     """The first of these names that the module itself has a number for, or else the configuration."""
-    found = next((value for name in names if (value := _int(own.get(name)))), None)
-    return found or next((value for name in names if (value := _int(getattr(config, name, None)))), None)
-
-
-def _int(value: Any, least: int = 1) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) and value >= least else None
+    found = next((value for name in names if (value := int_of(own.get(name)))), None)
+    return found or next((value for name in names if (value := int_of(getattr(config, name, None)))), None)

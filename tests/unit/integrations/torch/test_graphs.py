@@ -7,7 +7,7 @@ from types import ModuleType
 
 import pytest
 
-from inferspan.core.patching import Patches
+from inferspan.integrations.patching import Patches
 from inferspan.integrations.torch import graphs
 from inferspan.probes import accelerator
 from inferspan.probes.accelerator import Captures

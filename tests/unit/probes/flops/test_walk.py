@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from inferspan.probes.flops import walk
-from inferspan.probes.flops.inventory import Stack
-from inferspan.probes.flops.walk import CallShapes, Flops, Inventory
+from inferspan.probes.flops.inventory import CallShapes, Flops, Inventory, Stack
+from inferspan.probes.flops.shapes import read_shapes
 
 
 def _inventory(model: nn.Module) -> Inventory:
@@ -226,7 +226,7 @@ class Untouchable:
     ],
 )
 def test_read_work_tells_the_shapes(args: tuple[Any, ...], kwargs: dict[str, Any], work: CallShapes | None) -> None:
-    assert walk.read_shapes(args, kwargs) == work
+    assert read_shapes(args, kwargs) == work
 
 
 # -- sums ------------------------------------------------------------------------------------------------------------
@@ -279,7 +279,6 @@ def test_generation_with_a_draft_is_not_told() -> None:
 
 def test_the_cache_of_a_layer_with_a_window_stops_growing() -> None:
     inventory = _numbers()
-    assert inventory.kv_bytes_per_token == 11
     assert inventory.kv_bytes(2, 3) == 2 * 3 * 11
     assert inventory.kv_bytes(2, 100) == 2 * (100 * 10 + 4 * 1)
 

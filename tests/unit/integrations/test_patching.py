@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from inferspan.core.patching import Patches, is_ours
+from inferspan.integrations.patching import Patches, is_ours
 
 
 class Base:

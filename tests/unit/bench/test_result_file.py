@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
+from inferspan.bench.result_file import FormatError, load, parse, save, schema, to_document
 from inferspan.bench.results import (
     Configuration,
     Environment,
     Failure,
-    FormatError,
     Rest,
     Result,
     Samples,
@@ -23,11 +23,6 @@ from inferspan.bench.results import (
     Timeline,
     Warmup,
     Workload,
-    load,
-    parse,
-    save,
-    schema,
-    to_document,
 )
 
 VERSION_1 = Path(__file__).with_name("data") / "version-1.json"

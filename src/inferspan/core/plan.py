@@ -1,0 +1,170 @@
+"""What is decided once for a call site, and looked up in each call: names, frozen attributes, the probes that apply.
+
+A call site is an owner (a pipeline, a model, a session) and an operation. Its plan holds as long as the settings and
+what is known of its model are the same objects: a cast, a move, an adapter or a quantisation makes another
+:class:`~inferspan.core.model.ModelInfo`, and so another plan. Owners are referred to weakly.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from inferspan import faults, semconv
+from inferspan.core.probe import Brackets, CallSite, Probe, Row
+
+if TYPE_CHECKING:
+    from inferspan.config import Settings
+    from inferspan.core.model import ModelInfo
+
+_NAMED_MAX = 256
+
+
+class Probes:
+    """The table of probes under one set of settings. A probe is loaded when it first applies somewhere."""
+
+    def __init__(self, rows: tuple[Row, ...]) -> None:
+        self._rows = rows
+        self._loaded: dict[str, Probe] = {}
+
+    def prepare(self, site: CallSite, *, on_device: bool) -> tuple[Probe, ...]:
+        """Those that apply to the call site, in the order of the table."""
+        rows = (row for row in self._rows if row.on_device is on_device)
+        return tuple(filter(None, (self._prepare(row, site) for row in rows)))
+
+    @faults.guarded("probes.prepare")
+    def _prepare(self, row: Row, site: CallSite) -> Probe | None:
+        if not row.is_wanted(site):
+            return None
+        if row.name not in self._loaded:
+            self._loaded[row.name] = row.load()
+        return self._loaded[row.name].prepare(site)
+
+    def loaded(self) -> list[Probe]:
+        """All that have applied so far, in the order of the table."""
+        return [self._loaded[row.name] for row in self._rows if row.name in self._loaded]
+
+    def close(self) -> None:
+        """Release what they hold."""
+        for probe in self.loaded():
+            probe.close()
+
+
+class Plan:
+    """One call site. ``asked`` is what a sampler sees of a root span, ``attributes`` what stands on every root,
+    ``source`` the integration that made it."""
+
+    __slots__ = (
+        "__weakref__",
+        "_by_device",
+        "_forward_probes",
+        "_model",
+        "_probes",
+        "asked",
+        "attributes",
+        "inference_probes",
+        "info",
+        "name",
+        "operation",
+        "phase_probes",
+        "settings",
+        "source",
+    )
+
+    def __init__(
+        self,
+        probes: Probes,
+        settings: Settings,
+        operation: str,
+        info: ModelInfo | None,
+        *,
+        name: str | None = None,
+        model: Any = None,
+        source: str = "",
+    ) -> None:
+        self.settings = settings
+        self.operation = operation
+        self.info = info
+        self.name = name or (operation if info is None else f"{operation} {info.name}")
+        self.asked = {semconv.OPERATION_NAME: operation} if info is None else info.attributes_for(operation)
+        self.attributes: Mapping[str, Any] = {}
+        self.source = source
+        self._probes = probes
+        self._model = _weakly(model)
+        found = probes.prepare(CallSite(settings, model, info, None), on_device=False)
+        self.inference_probes = tuple(probe for probe in found if probe.brackets is Brackets.INFERENCE)
+        self.phase_probes = tuple(probe for probe in found if probe.brackets is Brackets.PHASE)
+        self._forward_probes = tuple(probe for probe in found if probe.brackets is Brackets.FORWARD)
+        self._by_device: dict[str | None, tuple[tuple[Probe, ...], tuple[Probe, ...]]] = {}
+
+    def probes_on(self, device: str | None) -> tuple[tuple[Probe, ...], tuple[Probe, ...]]:
+        """The probes of a forward on this device, and those of the inference that begin with the first such forward."""
+        found = self._by_device.get(device)
+        if found is None:
+            probes: tuple[Probe, ...] = ()
+            if device is not None and device != "cpu":
+                site = CallSite(self.settings, self._model(), self.info, device)
+                probes = self._probes.prepare(site, on_device=True)
+            forward = tuple(probe for probe in probes if probe.brackets is Brackets.FORWARD)
+            later = tuple(probe for probe in probes if probe.brackets is Brackets.INFERENCE)
+            found = (*forward, *self._forward_probes), later
+            # a device that nothing has used yet may be in use at the next call
+            if probes or device in (None, "cpu"):
+                self._by_device[device] = found
+        return found
+
+
+class Plans:
+    """The plans of all call sites, by the identity of their owners."""
+
+    def __init__(self) -> None:
+        self._plans: dict[int, dict[Any, Plan]] = {}
+        self._owners: dict[int, weakref.ref[Any]] = {}
+        self.named: dict[Any, Plan] = {}  # call sites that are no objects, by what names them
+
+    def find(self, owner: Any, key: Any, settings: Settings, info: ModelInfo | None) -> Plan | None:
+        """The plan of this owner and key, if it still holds."""
+        plans = self._plans.get(id(owner))
+        plan = None if plans is None else plans.get(key)
+        if plan is None or plan.settings is not settings or plan.info is not info:
+            return None
+        return plan
+
+    def keep(self, owner: Any, key: Any, plan: Plan) -> Plan:
+        """Remember it, as long as its owner lives."""
+        place = id(owner)
+        if place not in self._owners:
+
+            def forget(_: Any) -> None:
+                self._owners.pop(place, None)
+                self._plans.pop(place, None)
+
+            try:
+                self._owners[place] = weakref.ref(owner, forget)
+            except TypeError:  # cannot be referred to weakly: it is planned anew in each call
+                return plan
+        self._plans.setdefault(place, {})[key] = plan
+        return plan
+
+    def forget(self, owner: Any) -> None:
+        """Plan anew at the next call of this owner."""
+        self._plans.pop(id(owner), None)
+
+    def keep_named(self, key: Any, plan: Plan) -> Plan:
+        """Remember the plan of a call site that is no object, unless there are too many of them."""
+        if len(self.named) < _NAMED_MAX:
+            self.named[key] = plan
+        return plan
+
+    def clear(self) -> None:
+        """Plan everything anew."""
+        self._plans.clear()
+        self.named.clear()
+
+
+def _weakly(model: Any) -> Any:
+    try:
+        return weakref.ref(model)
+    except TypeError:
+        return lambda: model
