@@ -26,7 +26,7 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, Spa
 import inferspan
 from inferspan import faults, semconv
 from inferspan.core import current
-from inferspan.instrumentor import InferspanInstrumentor
+from inferspan.instrumentor import state
 from support import cheap
 
 CHILDREN = {"asyncio": 1}
@@ -66,7 +66,7 @@ class Watch:
         self.held: list[int] = []
 
     def step(self) -> None:
-        reporter = InferspanInstrumentor._reporter
+        reporter = state.pipeline
         assert reporter is not None
         self.queue = max(self.queue, len(reporter._worker._records))
         self.threads = max(self.threads, threading.active_count())
@@ -204,7 +204,7 @@ def main() -> None:
     queue_max = current.settings().queue_max  # type: ignore[union-attr]
     watch = Watch()
     before = threading.active_count()
-    reporter: Any = InferspanInstrumentor._reporter
+    reporter: Any = state.pipeline
     found = RUN[name](number, watch)
     inferspan.force_flush()
     provider.force_flush()

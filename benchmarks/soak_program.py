@@ -38,7 +38,7 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, Spa
 
 import inferspan
 from inferspan import faults
-from inferspan.instrumentor import InferspanInstrumentor
+from inferspan.instrumentor import state
 from support import cheap, tiny
 
 SERIAL = "soak.serial"
@@ -239,7 +239,7 @@ class Soak:
         self.block(next(self.serials), self.random, inside=self.fork)
 
     def in_child(self, serials: list[int]) -> None:
-        reporter = InferspanInstrumentor._reporter
+        reporter = state.pipeline
         assert reporter is not None
         assert not reporter._worker._records, "the child has inherited records"
         for serial in serials:

@@ -18,9 +18,11 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from inferspan.faults import warn
+from inferspan.integrations import INTEGRATIONS
 from inferspan.semconv import LATEST
 
-HOOKS = ("pipelines", "generation", "continuous_batching", "tokenizers", "models", "modules", "loading")
+HOOKS = tuple(row.name for row in INTEGRATIONS if row.is_selectable)
+HOOKS_DEFAULT = frozenset(row.name for row in INTEGRATIONS if row.is_selectable and row.default)
 MEASURES = ("gpu_time", "memory", "flops", "energy", "leaks", "compiles")
 HOST_ALLOCATIONS = "host_allocations"
 DEVICE_DETAILS = ("slow", "gpm", "xid")
@@ -32,7 +34,7 @@ CONTENT_MODES = ("NO_CONTENT", "SPAN_ONLY", "EVENT_ONLY", "SPAN_AND_EVENT")
 class Settings:
     """The settings of one ``instrument()``; the meaning of each is in ``SETTINGS``."""
 
-    hooks: frozenset[str] = frozenset(HOOKS)
+    hooks: frozenset[str] = HOOKS_DEFAULT
     modules: frozenset[str] = frozenset({"eval"})
     capture_content: str = "NO_CONTENT"
     content_length: int = 4096

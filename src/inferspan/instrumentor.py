@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import sys
 import threading
 from collections.abc import Collection
@@ -11,37 +10,39 @@ from typing import Any
 
 from opentelemetry.instrumentation.instrumentor import BaseInstrumentor  # type: ignore[attr-defined]
 
-from inferspan import config, faults, integrations
+from inferspan import config, faults, forks, integrations
 from inferspan.core import current
 from inferspan.core.plan import Probes
+from inferspan.emit import providers
 from inferspan.emit.pipeline import Pipeline
+from inferspan.integrations.registry import Registry
 from inferspan.integrations.torch.describe import TorchDescriber
 from inferspan.probes import TABLE
 
-# What is measured by hooks of its own, whichever libraries are instrumented.
-_NEEDED = {"gpu_time": "graphs", "compiles": "compilation"}
-# What may be asked for by a call or a setting of its own, or is needed whatever the settings say.
-_ON_REQUEST = {"modules_by_hand", "layers", "parallel", "workers"}
 _PROVIDERS = ("tracer_provider", "meter_provider", "logger_provider")
-_lock = threading.RLock()
 
 
-def _renew_lock() -> None:
-    global _lock
-    _lock = threading.RLock()  # a thread that is not in the forked child may hold it
+class _State:
+    """What is instrumented now, and the lock under which that changes."""
+
+    def __init__(self) -> None:
+        self.registry = Registry()
+        self.pipeline: Pipeline | None = None
+        self._renew_lock()
+        forks.register(after_in_child=self._renew_lock)
+
+    def _renew_lock(self) -> None:
+        self.lock = threading.RLock()  # a thread that is not in the forked child may hold it
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_renew_lock)
+state = _State()
 
 
 class InferspanInstrumentor(BaseInstrumentor):  # type: ignore[misc]  # its module is untyped
     """Instruments transformers and torch in this process; a singleton, like every instrumentor."""
 
-    _pipeline: Pipeline | None = None
-
     def __new__(cls, *args: Any, **kwargs: Any) -> InferspanInstrumentor:
-        with _lock:  # the base class lets two threads that come first make one each
+        with state.lock:  # the base class lets two threads that come first make one each
             made: InferspanInstrumentor = super().__new__(cls, *args, **kwargs)
             return made
 
@@ -51,15 +52,15 @@ class InferspanInstrumentor(BaseInstrumentor):  # type: ignore[misc]  # its modu
         return ()
 
     def instrument(self, **kwargs: Any) -> None:
-        with _lock:
+        with state.lock:
             super().instrument(**kwargs)
 
     def uninstrument(self, **kwargs: Any) -> None:
-        with _lock:
+        with state.lock:
             super().uninstrument(**kwargs)
 
     def _instrument(self, **kwargs: Any) -> None:
-        providers = {name: kwargs.pop(name, None) for name in _PROVIDERS}
+        given = {name: kwargs.pop(name, None) for name in _PROVIDERS}
         # opentelemetry-instrument passes what concerns it alone
         for name in ("skip_dep_check", "raise_exception_on_conflict"):
             kwargs.pop(name, None)
@@ -67,23 +68,22 @@ class InferspanInstrumentor(BaseInstrumentor):  # type: ignore[misc]  # its modu
         faults.forget()
         if "torch" not in sys.modules and importlib.util.find_spec("torch") is None:
             faults.warn("torch is not installed: inferspan has only inferspan.inference() blocks to record")
+        providers.put_versions_on_scope(integrations.version_attributes())
         probes = Probes(TABLE)
-        pipeline = Pipeline(settings, probes, **providers)
-        InferspanInstrumentor._pipeline = pipeline
-        current.connect(pipeline, settings, probes, TorchDescriber())
-        needed = {hook for measure, hook in _NEEDED.items() if measure in settings.measure} | _ON_REQUEST
-        integrations.install(settings.hooks | needed)
+        state.pipeline = Pipeline(settings, probes, **given)
+        current.connect(state.pipeline, settings, probes, TorchDescriber())
+        state.registry.install(settings)
 
     def _uninstrument(self, **kwargs: Any) -> None:
-        integrations.remove()
+        state.registry.remove()
         current.abandon_open()  # what still runs in other threads ends here, with what is known of it
         current.disconnect()
-        pipeline, InferspanInstrumentor._pipeline = self._pipeline, None
+        pipeline, state.pipeline = state.pipeline, None
         if pipeline is not None:
             pipeline.close()
 
     @classmethod
     def flush(cls, timeout_s: float) -> bool:
         """Emit everything finished, and have the providers flush; true if there was nothing left to do."""
-        pipeline = cls._pipeline
+        pipeline = state.pipeline
         return True if pipeline is None else pipeline.flush(timeout_s)

@@ -37,8 +37,7 @@ def nothing_compiled() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def hooked(nothing_compiled: None) -> Iterator[Patches]:
     patches = Patches()
-    for name, install in compilation.MODULES.items():
-        install(sys.modules[name], patches)
+    compilation.install(torch._dynamo.utils, patches)
     yield patches
     patches.undo()
 
@@ -312,8 +311,7 @@ def test_original_is_called_and_put_back(hooked: Patches, monkeypatch: pytest.Mo
     monkeypatch.setattr(module, "log_compilation_event", told.append)
     own = module.log_compilation_event
     patches = Patches()
-    for name, install in compilation.MODULES.items():
-        install(sys.modules[name], patches)
+    compilation.install(torch._dynamo.utils, patches)
     assert len(compiled_in(lambda: torch.compile(double, backend="eager")(torch.ones(2)))) == 1
     assert [metrics.co_name for metrics in told] == ["double"]
     patches.undo()

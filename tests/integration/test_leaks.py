@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from inferspan import semconv
-from inferspan.instrumentor import InferspanInstrumentor
+from inferspan.instrumentor import state
 from support.fakedevice import FakeGpu, install
 from support.recorder import Recorder
 
@@ -119,7 +119,7 @@ def test_a_load_begins_the_trend_anew(recorder: Recorder, tmp_path: Path) -> Non
     for _ in range(240):
         model(torch.tensor([[5, 6]]))
     recorder.tracer_provider.force_flush()
-    reporter = InferspanInstrumentor._reporter
+    reporter = state.pipeline
     assert reporter is not None
     assert reporter._leaks is not None
     assert reporter._leaks.growth(("BertForSequenceClassification", "cpu")) == 0.0

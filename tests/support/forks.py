@@ -31,7 +31,7 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, Spa
 
 import inferspan
 from inferspan import faults
-from inferspan.instrumentor import InferspanInstrumentor
+from inferspan.instrumentor import state
 from support import cheap
 
 SERIAL = "fork.serial"
@@ -130,7 +130,7 @@ class Forks:
             self.bad.append("a child hangs" if status == -1 else f"a child ended with {status}")
 
     def in_child(self, serials: list[int], rng: random.Random) -> None:
-        reporter = InferspanInstrumentor._reporter
+        reporter = state.pipeline
         assert reporter is not None
         assert not reporter._worker._records, "records of the parent"
         for serial in serials:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import atexit
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from opentelemetry import _logs, metrics, trace
 from opentelemetry.sdk.trace import SpanProcessor
@@ -23,6 +23,12 @@ from inferspan.emit.writer import TracerWriter
 from inferspan.version import __version__
 
 SCOPE = "inferspan"
+_version_attributes: dict[str, str] = {}
+
+
+def put_versions_on_scope(attributes: Mapping[str, str]) -> None:
+    """Have our scope carry the version of each of these modules that is imported, by the name of the attribute."""
+    _version_attributes.update(attributes)
 
 
 class Providers:
@@ -53,6 +59,7 @@ class Providers:
         self._writer = TracerWriter(trace.NoOpTracer())
         self._processors: object = None
         self._versions: dict[str, str] = {}
+        self._modules_seen = 0
         self._is_released = False
 
     def writer(self) -> TracerWriter:
@@ -67,7 +74,7 @@ class Providers:
             self._run_last_registered()
         if (
             provider is not self._tracer_provider
-            or (len(self._versions) < 2 and len(_versions()) > len(self._versions))
+            or self._has_new_version()
             or processors_of(provider) is not self._processors
         ):
             self._bind_tracer(provider, _versions())
@@ -116,6 +123,13 @@ class Providers:
         take_out(self._tracer_provider, self._drain_first)
         self._tracer_provider = self._meter_provider = self._seen_meter_provider = self._logger_provider = None
 
+    def _has_new_version(self) -> bool:
+        # asked at every root, so in constant time: to import a library changes how many modules there are
+        if len(sys.modules) == self._modules_seen or len(self._versions) == len(_version_attributes):
+            return False
+        self._modules_seen = len(sys.modules)
+        return len(_versions()) > len(self._versions)
+
     def _bind_tracer(self, provider: trace.TracerProvider, versions: dict[str, str]) -> None:
         if provider is not self._tracer_provider:
             put_first(provider, self._drain_first)
@@ -152,6 +166,7 @@ class _DrainFirst(SpanProcessor):
 
 def _versions() -> dict[str, str]:
     """Of what is imported by now; torch's own is no plain string, and slow to compare."""
-    modules = ((semconv.TRANSFORMERS_VERSION, "transformers"), (semconv.TORCH_VERSION, "torch"))
-    found = {name: getattr(sys.modules.get(module), "__version__", None) for name, module in modules}
+    found = {
+        name: getattr(sys.modules.get(module), "__version__", None) for name, module in _version_attributes.items()
+    }
     return {name: str(version) for name, version in found.items() if version is not None}

@@ -18,7 +18,7 @@ from inferspan.integrations.patching import Patches
 _LAST = -sys.maxsize
 
 
-def _install_processes(module: ModuleType, patches: Patches) -> None:
+def install_multiprocessing(module: ModuleType, patches: Patches) -> None:
     def begin(_: Patches) -> None:
         current.forget_all()  # forked inside an inference: it runs what it is sent, not what follows in there
         module.Finalize(None, current.leave_process, exitpriority=_LAST)
@@ -28,7 +28,7 @@ def _install_processes(module: ModuleType, patches: Patches) -> None:
         module.Finalize(None, current.leave_process, exitpriority=_LAST)
 
 
-def _install_uvicorn(module: ModuleType, patches: Patches) -> None:
+def install_uvicorn(module: ModuleType, patches: Patches) -> None:
     def stopping(original: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., Coroutine[Any, Any, None]]:
         async def shutdown(self: Any, *args: Any, **kwargs: Any) -> None:
             await original(self, *args, **kwargs)
@@ -40,7 +40,7 @@ def _install_uvicorn(module: ModuleType, patches: Patches) -> None:
     patches.wrap(module.Server, "shutdown", stopping)
 
 
-def _install_billiard(module: ModuleType, patches: Patches) -> None:
+def install_billiard(module: ModuleType, patches: Patches) -> None:
     def exiting(original: Callable[..., None]) -> Callable[..., None]:
         def _do_exit(self: Any, *args: Any, **kwargs: Any) -> None:
             current.leave_process()
@@ -49,10 +49,3 @@ def _install_billiard(module: ModuleType, patches: Patches) -> None:
         return _do_exit
 
     patches.wrap(module.Worker, "_do_exit", exiting)
-
-
-MODULES = {
-    "multiprocessing.util": _install_processes,
-    "uvicorn.server": _install_uvicorn,
-    "billiard.pool": _install_billiard,
-}

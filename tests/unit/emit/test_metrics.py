@@ -534,9 +534,9 @@ def test_metrics_after_instrumenting_anew_go_on_without_doubling(
 def test_metrics_of_a_full_queue_count_what_was_dropped(bare_recorder: Recorder) -> None:
     bare_recorder.instrument(queue_max=1, children_max=2)
     # one thread alone: ours would empty the queue meanwhile
-    from inferspan.instrumentor import InferspanInstrumentor
+    from inferspan.instrumentor import state
 
-    pipeline = InferspanInstrumentor._pipeline
+    pipeline = state.pipeline
     assert pipeline is not None
     pipeline._worker._no_thread_until = float("inf")
     for _ in range(3):

@@ -8,6 +8,7 @@ import sys
 import textwrap
 from collections.abc import Iterator
 from itertools import pairwise
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -24,10 +25,11 @@ from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
 from opentelemetry.util._once import Once
 
 import inferspan
-from inferspan import semconv
+from inferspan import integrations, semconv
+from inferspan.emit import providers
 from inferspan.emit.pipeline import Pipeline
 from inferspan.emit.providers import _DrainFirst
-from inferspan.instrumentor import InferspanInstrumentor
+from inferspan.instrumentor import state
 from support import records
 from support.recorder import Recorder
 
@@ -171,6 +173,24 @@ def test_scope_of_spans_and_points_is_ours_with_versions(recorder: Recorder) -> 
         "inferspan.transformers.version": transformers.__version__,
         "inferspan.torch.version": torch.__version__,
     }
+
+
+def test_scope_has_the_version_of_a_library_from_when_it_is_imported(
+    bare_recorder: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(providers, "_version_attributes", {})
+    providers.put_versions_on_scope({"toylib.version": "toylib"})
+    monkeypatch.setattr(integrations, "version_attributes", dict)
+    bare_recorder.instrument()
+    work()
+    bare_recorder.spans()  # emits
+    library = ModuleType("toylib")
+    library.__version__ = "1.2"  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "toylib", library)
+    work()
+
+    scopes = [span.instrumentation_scope for span in bare_recorder.spans()]
+    assert [dict(scope.attributes or {}) for scope in scopes if scope is not None] == [{}, {"toylib.version": "1.2"}]
 
 
 # Drained
@@ -467,7 +487,7 @@ def test_exit_of_the_program_exports_phases_outside_of_any_inference(ways: str) 
 
 def test_record_that_is_emitted_after_uninstrument_brings_nothing_back(bare_recorder: Recorder) -> None:
     bare_recorder.instrument()
-    pipeline: Any = InferspanInstrumentor._pipeline
+    pipeline: Any = state.pipeline
     inferspan.uninstrument()
     before = processors(bare_recorder.tracer_provider)
     late = records.inference(name="late")
@@ -494,7 +514,7 @@ def test_own_cost_never_goes_back(bare_recorder: Recorder) -> None:
         bare_recorder.instrument()
         work()
         inferspan.force_flush()
-        pipeline: Any = InferspanInstrumentor._pipeline
+        pipeline: Any = state.pipeline
         found.append([pipeline.observed()[name] for name in names])
         inferspan.uninstrument()
 

@@ -16,8 +16,9 @@ import pytest
 
 import inferspan
 from inferspan import InferspanWarning
-from inferspan.core import current, patching
-from inferspan.instrumentor import InferspanInstrumentor
+from inferspan.core import current
+from inferspan.instrumentor import InferspanInstrumentor, state
+from inferspan.integrations import patching
 from support.recorder import Recorder
 
 HEAVY = "('torch', 'transformers', 'pynvml', 'numpy', 'tokenizers', 'rich')"
@@ -95,7 +96,7 @@ print([name for name in {HEAVY} if name in sys.modules], threading.active_count(
 def test_instrument_before_or_after_the_import_patches_the_same(order: str) -> None:
     code = f"""
 import inferspan
-from inferspan.core.patching import is_ours
+from inferspan.integrations.patching import is_ours
 {order}
 {IMPORTS}
 def look():
@@ -121,7 +122,7 @@ import inferspan
 inferspan.instrument()
 inferspan.uninstrument()
 from transformers import PreTrainedTokenizerBase
-from inferspan.core.patching import is_ours
+from inferspan.integrations.patching import is_ours
 print(is_ours(vars(PreTrainedTokenizerBase)["__call__"]))
 """
     assert python(code) == "False\n"
@@ -160,12 +161,12 @@ def test_instrument_twice_changes_nothing_and_says_so(
     bare_recorder: Recorder, caplog: pytest.LogCaptureFixture
 ) -> None:
     bare_recorder.instrument(children_max=3)
-    pipeline = InferspanInstrumentor._pipeline
+    pipeline = state.pipeline
     bare_recorder.instrument(children_max=4)
     settings = current.settings()
 
     assert settings is not None
-    assert (settings.children_max, InferspanInstrumentor._pipeline) == (3, pipeline)
+    assert (settings.children_max, state.pipeline) == (3, pipeline)
     assert [(record.levelno, record.message) for record in caplog.records] == [
         (logging.WARNING, "Attempting to instrument while already instrumented")
     ]
@@ -254,37 +255,94 @@ def pretend(monkeypatch: pytest.MonkeyPatch, name: str, **attributes: Any) -> Mo
     return module
 
 
-def warned(recorder: Recorder) -> list[str]:
+def warned(recorder: Recorder, **settings: Any) -> list[str]:
     """What ``instrument()`` warns of."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        recorder.instrument()
+        recorder.instrument(**settings)
     assert {warning.category for warning in caught} <= {InferspanWarning}
     return [str(warning.message) for warning in caught]
 
 
+OF_TRANSFORMERS = ["pipelines", "generation", "continuous_batching", "tokenizers", "models", "loading"]
+ON_TORCH = ["pipelines", "generation", "continuous_batching", "models", "modules", "loading"]
+
+
 @pytest.mark.parametrize(
-    ("library", "version", "oldest"),
+    ("library", "version", "oldest", "off", "expected"),
     [
-        pytest.param("transformers", "4.56.2", "4.57", id="transformers"),
-        pytest.param("transformers", "3.0.0", "4.57", id="ancient transformers"),
-        pytest.param("torch", "2.3.1+cu121", "2.4", id="torch"),
+        pytest.param("transformers", "4.56.2", "4.57", OF_TRANSFORMERS, NONE, id="transformers"),
+        pytest.param("transformers", "3.0.0", "4.57", OF_TRANSFORMERS, NONE, id="ancient transformers"),
+        pytest.param("torch", "2.3.1+cu121", "2.4", ON_TORCH, {**NONE, "tokenizer": True}, id="torch"),
     ],
 )
-def test_library_that_is_too_old_is_warned_of_once_and_left_alone(
-    bare_recorder: Recorder, monkeypatch: pytest.MonkeyPatch, library: str, version: str, oldest: str
+def test_library_that_is_too_old_is_warned_of_once_and_what_needs_it_is_left_alone(
+    bare_recorder: Recorder,
+    monkeypatch: pytest.MonkeyPatch,
+    library: str,
+    version: str,
+    oldest: str,
+    off: list[str],
+    expected: dict[str, bool],
 ) -> None:
     patched()
     monkeypatch.setattr(sys.modules[library], "__version__", version)
 
     assert warned(bare_recorder) == [
-        f"{library} {version} is older than {oldest}, the oldest that inferspan supports: "
-        "its calls are not instrumented"
+        f"{library} {version} is older than {oldest}, the oldest that inferspan supports; "
+        f"this is not instrumented: {', '.join(off)}"
     ]
-    assert patched() == NONE
+    assert patched() == expected
     with inferspan.inference("answer"):
         pass
     assert bare_recorder.trees() == ["answer"]
+
+
+def test_library_that_is_too_old_leaves_the_others_instrumented(
+    bare_recorder: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import multiprocessing.util as processes
+
+    import torch
+    import uvicorn.server as uvicorn
+
+    patched()
+    monkeypatch.setattr(sys.modules["transformers"], "__version__", "4.40.0")
+    assert len(warned(bare_recorder)) == 1
+
+    assert patching.is_ours(vars(torch.nn.Module)["eval"])
+    assert patching.is_ours(vars(uvicorn.Server)["shutdown"])
+    assert state.registry._patches in list(processes._afterfork_registry.values())
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2)).eval()
+    model(torch.ones(1, 2))
+    assert bare_recorder.trees() == ["forward"]
+
+
+def test_libraries_that_are_both_too_old_are_warned_of_each(
+    bare_recorder: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    patched()
+    monkeypatch.setattr(sys.modules["transformers"], "__version__", "4.40.0")
+    monkeypatch.setattr(sys.modules["torch"], "__version__", "2.3.1")
+
+    assert sorted(warning.split(" is ")[0] for warning in warned(bare_recorder)) == [
+        "torch 2.3.1",
+        "transformers 4.40.0",
+    ]
+    assert patched() == NONE
+
+
+def test_library_that_is_too_old_is_warned_of_by_what_was_asked_for(
+    bare_recorder: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    monkeypatch.setattr(torch, "__version__", "2.3.1")
+    old = "torch 2.3.1 is older than 2.4, the oldest that inferspan supports; this is not instrumented: "
+
+    assert warned(bare_recorder, hooks=["modules", "tokenizers"]) == [f"{old}modules"]
+    inferspan.uninstrument()
+    assert warned(bare_recorder, hooks=[]) == [f"{old}everything of it"]
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from inferspan.core.patching import Patches, is_ours
+
+from inferspan.integrations.patching import Patches, is_ours
 
 
 class Base:

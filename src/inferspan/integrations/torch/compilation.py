@@ -20,7 +20,7 @@ from inferspan.integrations.patching import Patches
 from inferspan.probes import compiles
 
 
-def _install(module: ModuleType, patches: Patches) -> None:
+def install(module: ModuleType, patches: Patches) -> None:
     guard_failures = getattr(module, "guard_failures", {})
 
     @faults.guarded("compilation.note")
@@ -37,6 +37,3 @@ def _install(module: ModuleType, patches: Patches) -> None:
         return log_compilation_event
 
     patches.wrap(module, "log_compilation_event", make)
-
-
-MODULES = {"torch._dynamo.utils": _install}

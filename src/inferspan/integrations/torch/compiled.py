@@ -17,13 +17,13 @@ from inferspan import faults
 from inferspan.core import current
 from inferspan.integrations.patching import Patches
 from inferspan.integrations.torch import calls
-from inferspan.integrations.torch.calls import EVAL_FRAME, hide_from_compiler, is_root, unwrap_model
+from inferspan.integrations.torch.calls import hide_from_compiler, is_root, unwrap_model
 
 _RUNNERS = ("compile_wrapper", "_fn")
 _UP_MAX = 3
 
 
-def _install(module: ModuleType, patches: Patches) -> None:
+def install(module: ModuleType, patches: Patches) -> None:
     hide_from_compiler()
     optimized = module.OptimizedModule
     is_compiling = sys.modules["torch"].compiler.is_compiling
@@ -47,9 +47,6 @@ def _install(module: ModuleType, patches: Patches) -> None:
     patches.wrap(optimized, "__call__", make)
     patches.define(optimized, "__call__", make(inherited))  # older torch (2.4) has none of its own
     patches.wrap(module.OptimizeContext.__mro__[1], "__call__", _compile)
-
-
-MODULES = {EVAL_FRAME: _install}
 
 
 # -- compiled functions ------------------------------------------------------------------------------------------------

@@ -20,7 +20,6 @@ from typing import Any
 from inferspan import faults
 from inferspan.core import current
 from inferspan.integrations.patching import Patches, subclasses
-from inferspan.integrations.torch import compiled
 from inferspan.integrations.torch.calls import forget, is_root, roots, track_root, untrack_root, unwrap_model, wrap_call
 from inferspan.integrations.torch.layers import choose
 
@@ -29,7 +28,7 @@ EVAL = "eval"
 _by_hand: dict[int, ModuleHandle] = {}
 
 
-def _install(torch: Any, patches: Patches) -> None:
+def install(torch: Any, patches: Patches) -> None:
     settings = current.settings()
     # some programs put an imitation in the place of torch
     wanted = frozenset() if settings is None or not hasattr(torch, "jit") else settings.modules
@@ -41,30 +40,20 @@ def _install(torch: Any, patches: Patches) -> None:
         _guard_named(torch.nn.Module, names, patches)
 
 
-def _install_by_hand(_: ModuleType, patches: Patches) -> None:
+def install_by_hand(_: ModuleType, patches: Patches) -> None:
     patches.at_undo(forget)
     for handle in list(_by_hand.values()):
         handle._install(patches)
 
 
-def _install_exported(module: ModuleType, patches: Patches) -> None:
+def install_exported(module: ModuleType, patches: Patches) -> None:
     if _wants_eval():
         patches.wrap(module.ExportedProgram, "module", lambda original: _module(original, patches))
 
 
-def _install_packaged(module: ModuleType, patches: Patches) -> None:
+def install_packaged(module: ModuleType, patches: Patches) -> None:
     if _wants_eval() and hasattr(module, "AOTICompiledModel"):
         wrap_call(module.AOTICompiledModel, patches, every=True)
-
-
-MODULES = {
-    "torch": _install,
-    "torch.export.exported_program": _install_exported,
-    "torch.export.pt2_archive._package": _install_packaged,
-    "torch._inductor.package.package": _install_packaged,  # until torch 2.7
-    **compiled.MODULES,
-}
-BY_HAND = {"torch": _install_by_hand, **compiled.MODULES}
 
 
 def _wants_eval() -> bool:

@@ -14,14 +14,11 @@ from inferspan.integrations.patching import Patches
 from inferspan.probes.captures import captures
 
 
-def _install(module: ModuleType, patches: Patches) -> None:
+def install(module: ModuleType, patches: Patches) -> None:
     graph = module.CUDAGraph
     patches.wrap(graph, "capture_begin", _capture_begin)
     for name in ("capture_end_pre", "capture_end"):
         patches.wrap(graph, name, _capture_end)
-
-
-MODULES = {"torch.cuda.graphs": _install}
 
 
 def _capture_begin(original: Callable[..., Any]) -> Callable[..., Any]:

@@ -63,11 +63,8 @@ def _forget() -> None:
     _plans.clear()
 
 
-def _install(_: Any, patches: Patches) -> None:
+def install(_: Any, patches: Patches) -> None:
     patches.at_undo(_forget)
-
-
-MODULES = {"torch": _install}
 
 
 def choose(model: Any, layers: str | int | None) -> None:

@@ -16,7 +16,7 @@ from inferspan.integrations.patching import Patches
 from inferspan.integrations.torch.calls import call, hide_from_compiler, is_root, unwrap_model
 
 
-def _install(module: ModuleType, patches: Patches) -> None:
+def install(module: ModuleType, patches: Patches) -> None:
     parallel = getattr(getattr(module, "nn", None), "DataParallel", None)
     if parallel is None:  # something else by the name of torch
         return
@@ -32,7 +32,7 @@ def _install(module: ModuleType, patches: Patches) -> None:
     patches.define(parallel, "__call__", __call__)
 
 
-def _install_schedules(module: ModuleType, patches: Patches) -> None:
+def install_schedules(module: ModuleType, patches: Patches) -> None:
     for schedule in (module.PipelineScheduleSingle, module.PipelineScheduleMulti):
         patches.wrap(schedule, "step", _step)
 
@@ -46,9 +46,3 @@ def _step(original: Callable[..., Any]) -> Callable[..., Any]:
         return call(partial(original, self), model, args, kwargs, every=True)
 
     return step
-
-
-MODULES = {
-    "torch": _install,  # not the class's own module, at whose import torch is half there
-    "torch.distributed.pipelining.schedules": _install_schedules,
-}

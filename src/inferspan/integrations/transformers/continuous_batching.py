@@ -33,7 +33,7 @@ _REQUEST = "_inferspan_request"
 _submitting: ContextVar[_Request | None] = ContextVar("inferspan_submitting", default=None)
 
 
-def _install_api(module: ModuleType, patches: Patches) -> None:
+def install_api(module: ModuleType, patches: Patches) -> None:
     manager = module.ContinuousBatchingManager
     patches.wrap(manager, "add_request", _add_request)
     patches.wrap(manager, "_run_generation_loop", _suppressed)
@@ -45,7 +45,7 @@ def _install_api(module: ModuleType, patches: Patches) -> None:
         patches.wrap(router, "fail_and_deliver", _fail_and_deliver)
 
 
-def _install_requests(module: ModuleType, patches: Patches) -> None:
+def install_requests(module: ModuleType, patches: Patches) -> None:
     state = module.RequestState
     patches.wrap(state, "__init__", _state_init)
     patches.wrap_property_setter(state, "status", _status)
@@ -54,16 +54,9 @@ def _install_requests(module: ModuleType, patches: Patches) -> None:
     patches.wrap(state, "create_equivalent_initial_request", _restart)
 
 
-def _install_scheduler(module: ModuleType, patches: Patches) -> None:
+def install_scheduler(module: ModuleType, patches: Patches) -> None:
     patches.wrap(module.Scheduler, "add_waiting_request", _add_waiting_request)
     patches.wrap(module.Scheduler, "clear_cancelled_requests", _clear_cancelled_requests)
-
-
-MODULES = {
-    "transformers.generation.continuous_batching.continuous_api": _install_api,
-    "transformers.generation.continuous_batching.requests": _install_requests,
-    "transformers.generation.continuous_batching.scheduler": _install_scheduler,
-}
 
 
 class _Request:

@@ -34,12 +34,12 @@ PIPELINES = "pipelines"
 _FINISH_REASONS_MAX = 64
 
 
-def _install_utils(module: ModuleType, patches: Patches) -> None:
+def install_utils(module: ModuleType, patches: Patches) -> None:
     patches.wrap(module.GenerationMixin, "generate", _generate)
     patches.wrap(module.GenerationMixin, "_has_unfinished_sequences", _has_unfinished_sequences)
 
 
-def _install_models(module: ModuleType, patches: Patches) -> None:
+def install_models(module: ModuleType, patches: Patches) -> None:
     base = module.PreTrainedModel
 
     def patch(cls: type) -> None:
@@ -59,15 +59,8 @@ def _install_models(module: ModuleType, patches: Patches) -> None:
         patch(cls)
 
 
-def _install_streamers(module: ModuleType, patches: Patches) -> None:
+def install_streamers(module: ModuleType, patches: Patches) -> None:
     patches.wrap(module.TextStreamer, "__init__", _streamer_init)
-
-
-MODULES = {
-    "transformers.generation.utils": _install_utils,
-    "transformers.modeling_utils": _install_models,
-    "transformers.generation.streamers": _install_streamers,
-}
 
 
 # -- generate ----------------------------------------------------------------------------------------------------

@@ -23,12 +23,9 @@ from inferspan.integrations.patching import Patches
 _MARK = "_inferspan_lazy"
 
 
-def _install(module: ModuleType, patches: Patches) -> None:
+def install(module: ModuleType, patches: Patches) -> None:
     patches.wrap(module.PipelineIterator, "__iter__", _iter)
     patches.wrap(module.PipelineIterator, "__next__", _next)
-
-
-MODULES = {"transformers.pipelines.pt_utils": _install}
 
 
 def is_lazy(result: Any) -> bool:

@@ -18,11 +18,8 @@ from inferspan.core.record import Inference
 from inferspan.integrations.patching import Patches
 
 
-def _install(module: ModuleType, patches: Patches) -> None:
+def install(module: ModuleType, patches: Patches) -> None:
     patches.wrap_classmethod(module.PreTrainedModel, "from_pretrained", _from_pretrained)
-
-
-MODULES = {"transformers.modeling_utils": _install}
 
 
 def _from_pretrained(original: Callable[..., Any]) -> Callable[..., Any]:

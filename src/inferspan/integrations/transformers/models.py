@@ -9,12 +9,8 @@ from __future__ import annotations
 from types import ModuleType
 
 from inferspan.integrations.patching import Patches
-from inferspan.integrations.torch import compiled
 from inferspan.integrations.torch.calls import wrap_call
 
 
-def _install(module: ModuleType, patches: Patches) -> None:
+def install(module: ModuleType, patches: Patches) -> None:
     wrap_call(module.PreTrainedModel, patches, every=True)
-
-
-MODULES = {"transformers.modeling_utils": _install, **compiled.MODULES}

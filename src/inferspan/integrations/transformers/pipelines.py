@@ -42,11 +42,11 @@ _CHATTY = {
 }
 
 
-def _install_base(module: ModuleType, patches: Patches) -> None:
+def install_base(module: ModuleType, patches: Patches) -> None:
     patches.wrap(module.Pipeline, "__call__", lambda original: _call(original, patches))
 
 
-MODULES = {"transformers.pipelines.base": _install_base, **lazy.MODULES}
+install_iterator = lazy.install
 
 
 # -- the call ----------------------------------------------------------------------------------------------------

@@ -18,15 +18,12 @@ from inferspan.core.record import Phase
 from inferspan.integrations.patching import Patches
 
 
-def _install(module: ModuleType, patches: Patches) -> None:
+def install(module: ModuleType, patches: Patches) -> None:
     base = module.PreTrainedTokenizerBase
     for name in ("__call__", "encode", "apply_chat_template"):
         patches.wrap(base, name, _phase(semconv.TOKENIZE, _note_encoded))
     for name in ("decode", "batch_decode"):
         patches.wrap(base, name, _phase(semconv.DETOKENIZE, _note_decoded))
-
-
-MODULES = {"transformers.tokenization_utils_base": _install}
 
 
 def _phase(

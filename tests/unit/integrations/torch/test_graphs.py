@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from types import ModuleType
 
 import pytest
-from inferspan.core.patching import Patches
 
+from inferspan.integrations.patching import Patches
 from inferspan.integrations.torch import graphs
 from inferspan.probes import accelerator
 from inferspan.probes.accelerator import Captures
@@ -46,7 +46,7 @@ def patched(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(graphs, "captures", captures)
     module, patches = ModuleType("graphs"), Patches()
     module.CUDAGraph = Graph  # type: ignore[attr-defined]
-    graphs._install(module, patches)
+    graphs.install(module, patches)
     yield
     patches.undo()
     assert "_inferspan_wrapper" not in vars(Graph.capture_begin)
