@@ -1,11 +1,9 @@
-"""The queue and its thread: everything is told once and in order, whatever becomes of the thread."""
+"""The queue and its thread: everything is emitted once and in order, whatever becomes of the thread."""
 
 from __future__ import annotations
 
 import asyncio
-import os
 import threading
-from collections.abc import Callable
 from time import perf_counter_ns, sleep
 from typing import Any
 
@@ -20,13 +18,14 @@ from inferspan import faults
 from inferspan.core import worker as worker_module
 from inferspan.core.record import Inference, Phase, StandalonePhase
 from inferspan.core.worker import Record, Worker
-
-needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="the platform has no fork")
+from support import records
+from support.children import in_child, needs_fork
 
 
 def inference(name: str, phases: int = 0) -> Inference:
-    made = Inference(name, "work", None, 64)
-    made.phases = [Phase(f"phase{number}", made, 0) for number in range(phases)]
+    made = records.inference(name=name)
+    for number in range(phases):
+        records.phase(made, f"phase{number}")
     return made
 
 
@@ -34,8 +33,8 @@ def standalone(name: str) -> StandalonePhase:
     return StandalonePhase(Phase(name, None, 0), Context(), None)
 
 
-class Told:
-    """What was told, by name."""
+class Emitted:
+    """What was emitted, by name."""
 
     def __init__(self) -> None:
         self.names: list[str] = []
@@ -43,81 +42,66 @@ class Told:
         self.expected = -1
 
     def __call__(self, record: Record) -> None:
-        self.names.append(record.phase.name if isinstance(record, StandalonePhase) else record.name)
+        self.names.append(record.phase.name if isinstance(record, StandalonePhase) else record.plan.name)
         if len(self.names) == self.expected:
             self.enough.set()
-
-
-def in_child(action: Callable[[], Any]) -> str:
-    reading, writing = os.pipe()
-    child = os.fork()
-    if child == 0:
-        try:
-            os.write(writing, repr(action()).encode())
-        finally:
-            os._exit(0)
-    os.close(writing)
-    with os.fdopen(reading) as answer:
-        text = answer.read()
-    os.waitpid(child, 0)
-    return text
 
 
 # Draining
 
 
-def test_drain_tells_everything_in_order_and_once() -> None:
-    told = Told()
-    worker = Worker(told, 100)
+def test_drain_emits_everything_in_order_and_once() -> None:
+    emitted = Emitted()
+    worker = Worker(emitted, 100)
     for number in range(50):
         worker.submit(inference(str(number)) if number % 2 else standalone(str(number)))
 
     assert worker.drain(10) is True
     assert worker.drain(10) is True
-    assert told.names == [str(number) for number in range(50)]
+    assert emitted.names == [str(number) for number in range(50)]
 
 
 def test_drain_of_nothing_succeeds_without_time() -> None:
-    assert Worker(Told(), 100).drain(0) is True
+    assert Worker(Emitted(), 100).drain(0) is True
 
 
 def test_drain_leaves_what_is_submitted_meanwhile() -> None:
-    told = Told()
+    emitted = Emitted()
 
-    def tell(record: Record) -> None:
-        told(record)
+    def emit(record: Record) -> None:
+        emitted(record)
         worker.submit(standalone("another"))
 
-    worker = Worker(tell, 1000)
+    worker = Worker(emit, 1000)
     worker.submit(inference("first"))
     worker.submit(inference("second"))
 
     assert worker.drain(10) is True
-    assert told.names == ["first", "second"]
+    assert emitted.names == ["first", "second"]
 
 
 def test_drain_out_of_time_says_so_and_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    told = Told()
+    emitted = Emitted()
     clock = iter(range(1000))
     monkeypatch.setattr(worker_module, "monotonic", lambda: next(clock))
-    worker = Worker(told, 100)
+    worker = Worker(emitted, 100)
     for name in ("a", "b", "c", "d", "e"):
         worker.submit(inference(name))
 
     assert worker.drain(3) is False
-    assert told.names == ["a", "b"]
+    assert emitted.names == ["a", "b"]
     assert worker.drain(100) is True
-    assert told.names == ["a", "b", "c", "d", "e"]
+    assert emitted.names == ["a", "b", "c", "d", "e"]
 
 
-def test_drain_while_another_thread_tells_waits_its_time_only() -> None:
+def test_drain_while_another_thread_emits_waits_its_time_only() -> None:
     begun, go_on = threading.Event(), threading.Event()
 
-    def tell(record: Record) -> None:
+    def emit(record: Record) -> None:
         begun.set()
         go_on.wait()
 
-    worker = Worker(tell, 100)
+    worker = Worker(emit, 100)
     worker.submit(inference("slow"))
     thread = threading.Thread(target=worker.drain, args=(10,))
     thread.start()
@@ -129,9 +113,9 @@ def test_drain_while_another_thread_tells_waits_its_time_only() -> None:
     assert worker.drain(0) is True
 
 
-def test_drain_from_many_threads_tells_once() -> None:
-    told = Told()
-    worker = Worker(told, 10_000)
+def test_drain_from_many_threads_emits_once() -> None:
+    emitted = Emitted()
+    worker = Worker(emitted, 10_000)
     for number in range(1000):
         worker.submit(inference(str(number)))
     threads = [threading.Thread(target=worker.drain, args=(30,)) for _ in range(4)]
@@ -140,31 +124,31 @@ def test_drain_from_many_threads_tells_once() -> None:
     for thread in threads:
         thread.join()
 
-    assert told.names == [str(number) for number in range(1000)]
+    assert emitted.names == [str(number) for number in range(1000)]
 
 
-def test_drain_from_inside_of_telling_returns_at_once() -> None:
-    told = Told()
+def test_drain_from_inside_of_emitting_returns_at_once() -> None:
+    emitted = Emitted()
 
-    def tell(record: Record) -> None:
-        told(record)
+    def emit(record: Record) -> None:
+        emitted(record)
         assert worker.drain(0) is True
 
-    worker = Worker(tell, 100)
+    worker = Worker(emit, 100)
     worker.submit(inference("a"))
     worker.submit(inference("b"))
 
     assert worker.drain(10) is True
-    assert told.names == ["a", "b"]
+    assert emitted.names == ["a", "b"]
 
 
-def test_telling_happens_outside_of_any_span_and_uninstrumented() -> None:
+def test_emitting_happens_outside_of_any_span_and_uninstrumented() -> None:
     seen = []
 
-    def tell(record: Record) -> None:
+    def emit(record: Record) -> None:
         seen.append((trace.get_current_span().get_span_context().is_valid, is_instrumentation_enabled()))
 
-    worker = Worker(tell, 100)
+    worker = Worker(emit, 100)
     worker.submit(inference("a"))
     with TracerProvider().get_tracer("test").start_as_current_span("drains") as span:
         before = otel_context.get_current()
@@ -174,25 +158,25 @@ def test_telling_happens_outside_of_any_span_and_uninstrumented() -> None:
     assert seen == [(False, False)]
 
 
-def test_telling_that_raises_is_counted_and_the_rest_is_told(
+def test_emitting_that_raises_is_counted_and_the_rest_is_emitted(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(faults, "reraise", False)
     monkeypatch.setattr(faults, "_counts", {})
-    monkeypatch.setattr(faults, "_told", {})
-    told = Told()
+    monkeypatch.setattr(faults, "_reported", {})
+    emitted = Emitted()
 
-    def tell(record: Record) -> None:
-        told(record)
-        if told.names[-1] != "c":
+    def emit(record: Record) -> None:
+        emitted(record)
+        if emitted.names[-1] != "c":
             raise RuntimeError("a span processor")
 
-    worker = Worker(tell, 100)
+    worker = Worker(emit, 100)
     for name in ("a", "b", "c"):
         worker.submit(inference(name))
 
     assert worker.drain(10) is True
-    assert told.names == ["a", "b", "c"]
+    assert emitted.names == ["a", "b", "c"]
     assert faults.counts() == {"telemetry": 2}
     assert len(caplog.records) == 1
 
@@ -201,57 +185,57 @@ def test_telling_that_raises_is_counted_and_the_rest_is_told(
 
 
 def test_queue_that_is_full_keeps_roots_without_their_children_and_counts() -> None:
-    told = Told()
-    worker = Worker(told, 2)
+    emitted = Emitted()
+    worker = Worker(emitted, 2)
     records = [inference(name, phases=3) for name in ("a", "b", "c", "d")]
     for record in records:
         worker.submit(record)
     worker.submit(standalone("lost"))
 
-    assert [(len(record.phases), record.phases_dropped) for record in records] == [(3, 0), (3, 0), (0, 3), (0, 3)]
+    assert [(len(record.phases.kept), record.phases.dropped) for record in records] == [(3, 0), (3, 0), (0, 3), (0, 3)]
     assert worker.children_dropped == 7
     worker.drain(10)
-    assert told.names == ["a", "b", "c", "d"]
+    assert emitted.names == ["a", "b", "c", "d"]
 
 
 def test_queue_that_nobody_empties_drops_roots_too_and_counts() -> None:
-    told = Told()
-    worker = Worker(told, 2)
+    emitted = Emitted()
+    worker = Worker(emitted, 2)
     for number in range(12):
         worker.submit(inference(str(number), phases=3))
 
     # two with their children, six without, four not at all
     assert worker.children_dropped == 6 * 3 + 4 * (1 + 3)
     worker.drain(10)
-    assert told.names == [str(number) for number in range(8)]
+    assert emitted.names == [str(number) for number in range(8)]
 
 
-def test_drain_tells_what_was_dropped_also_where_nothing_is_queued() -> None:
+def test_drain_emits_what_was_dropped_also_where_nothing_is_queued() -> None:
     asked = []
-    worker = Worker(Told(), 2, tell_dropped=lambda: asked.append(is_instrumentation_enabled()))
+    worker = Worker(Emitted(), 2, emit_dropped=lambda: asked.append(is_instrumentation_enabled()))
 
     assert worker.drain(10) is True
     assert asked == [False]
 
 
 def test_queue_that_was_full_takes_all_again_when_it_is_empty() -> None:
-    worker = Worker(Told(), 1)
+    worker = Worker(Emitted(), 1)
     for name in ("a", "b"):
         worker.submit(inference(name, phases=1))
     worker.drain(10)
     record = inference("c", phases=1)
     worker.submit(record)
 
-    assert (len(record.phases), worker.children_dropped) == (1, 1)
+    assert (len(record.phases.kept), worker.children_dropped) == (1, 1)
 
 
 # The thread
 
 
-def test_thread_tells_by_itself_and_ends_with_stop() -> None:
-    told = Told()
-    told.expected = 100
-    worker = Worker(told, 1000)
+def test_thread_emits_by_itself_and_ends_with_stop() -> None:
+    emitted = Emitted()
+    emitted.expected = 100
+    worker = Worker(emitted, 1000)
     worker.ensure_running()
     thread = worker._thread
     assert thread is not None
@@ -260,23 +244,23 @@ def test_thread_tells_by_itself_and_ends_with_stop() -> None:
     assert worker._thread is thread
     for number in range(100):
         worker.submit(inference(str(number)))
-    assert told.enough.wait(30)
+    assert emitted.enough.wait(30)
     worker.stop(30)
 
     assert thread.is_alive() is False
-    assert told.names == [str(number) for number in range(100)]
+    assert emitted.names == [str(number) for number in range(100)]
 
 
 def test_thread_is_not_started_by_submitting_alone() -> None:
     before = threading.active_count()
-    Worker(Told(), 100).submit(inference("a"))
+    Worker(Emitted(), 100).submit(inference("a"))
 
     assert threading.active_count() == before
 
 
 def test_thread_takes_bounded_portions_with_pauses_between(monkeypatch: pytest.MonkeyPatch) -> None:
-    told = Told()
-    worker = Worker(told, 1000)
+    emitted = Emitted()
+    worker = Worker(emitted, 1000)
     pauses: list[float] = []
     portions: list[int] = []
 
@@ -287,7 +271,7 @@ def test_thread_takes_bounded_portions_with_pauses_between(monkeypatch: pytest.M
             return not worker._records
 
     def pause(seconds: float) -> None:
-        portions.append(len(told.names) - sum(portions))
+        portions.append(len(emitted.names) - sum(portions))
         pauses.append(seconds)
         if len(pauses) == 6:
             worker.submit(inference("late"))
@@ -304,7 +288,7 @@ def test_thread_takes_bounded_portions_with_pauses_between(monkeypatch: pytest.M
 
 
 def test_thread_that_has_nothing_to_do_waits_longer_and_longer(monkeypatch: pytest.MonkeyPatch) -> None:
-    worker = Worker(Told(), 1000)
+    worker = Worker(Emitted(), 1000)
     waits: list[float] = []
 
     class Stop:
@@ -330,32 +314,32 @@ def test_thread_that_cannot_start_leaves_all_to_the_next_drain(monkeypatch: pyte
 
     monkeypatch.setattr(threading.Thread, "start", start)
     monkeypatch.setattr(worker_module, "monotonic", lambda: now[0])
-    told = Told()
-    worker = Worker(told, 100)
+    emitted = Emitted()
+    worker = Worker(emitted, 100)
     for name, now[0] in (("a", 100.0), ("b", 109.0), ("c", 110.5)):
         worker.ensure_running()
         worker.submit(inference(name))
 
     assert tries == [100.0, 110.5]
     assert worker.drain(10) is True
-    assert told.names == ["a", "b", "c"]
+    assert emitted.names == ["a", "b", "c"]
 
 
-def test_stop_tells_what_is_left_and_starts_no_thread_again() -> None:
-    told = Told()
-    worker = Worker(told, 100)
+def test_stop_emits_what_is_left_and_starts_no_thread_again() -> None:
+    emitted = Emitted()
+    worker = Worker(emitted, 100)
     worker.submit(inference("a"))
     worker.stop(10)
     worker.ensure_running()
     worker.submit(inference("b"))
 
-    assert (told.names, worker._thread) == (["a"], None)
+    assert (emitted.names, worker._thread) == (["a"], None)
     assert worker.drain(10) is True
-    assert told.names == ["a", "b"]
+    assert emitted.names == ["a", "b"]
 
 
 def test_stop_while_another_thread_starts_ours_lets_it_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    worker = Worker(Told(), 100)
+    worker = Worker(Emitted(), 100)
     start = threading.Thread.start
     started = []
 
@@ -375,32 +359,32 @@ def test_stop_while_another_thread_starts_ours_lets_it_end(monkeypatch: pytest.M
 
 
 @needs_fork
-def test_fork_child_tells_its_own_and_not_the_parents() -> None:
-    told = Told()
-    worker = Worker(told, 100)
+def test_fork_child_emits_its_own_and_not_the_parents() -> None:
+    emitted = Emitted()
+    worker = Worker(emitted, 100)
     worker.submit(inference("parents"))
 
     def child() -> Any:
         worker.drain(10)
         worker.submit(inference("childs"))
         worker.drain(10)
-        return told.names
+        return emitted.names
 
     assert in_child(child) == "['childs']"
     worker.drain(10)
-    assert told.names == ["parents"]
+    assert emitted.names == ["parents"]
 
 
 @needs_fork
-def test_fork_finds_no_lock_held_by_telling() -> None:
+def test_fork_finds_no_lock_held_by_emitting() -> None:
     begun, lock = threading.Event(), threading.Lock()
 
-    def tell(record: Record) -> None:
+    def emit(record: Record) -> None:
         with lock:
             begun.set()
             sleep(0.05)
 
-    worker = Worker(tell, 100)
+    worker = Worker(emit, 100)
     worker.submit(inference("slow"))
     thread = threading.Thread(target=worker.drain, args=(30,))
     thread.start()
@@ -411,20 +395,20 @@ def test_fork_finds_no_lock_held_by_telling() -> None:
 
 
 @needs_fork
-def test_fork_while_telling_hangs_waits_its_time_and_leaves_no_lock_held_in_the_child(
+def test_fork_while_emitting_hangs_waits_its_time_and_leaves_no_lock_held_in_the_child(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(worker_module, "_FORK_WAIT_S", 0.05)
     begun, go_on = threading.Event(), threading.Event()
-    told = Told()
+    emitted = Emitted()
 
-    def tell(record: Record) -> None:
-        told(record)
-        if told.names == ["slow"]:
+    def emit(record: Record) -> None:
+        emitted(record)
+        if emitted.names == ["slow"]:
             begun.set()
             go_on.wait()
 
-    worker = Worker(tell, 100)
+    worker = Worker(emit, 100)
     worker.submit(inference("slow"))
     thread = threading.Thread(target=worker.drain, args=(30,))
     thread.start()
@@ -432,7 +416,7 @@ def test_fork_while_telling_hangs_waits_its_time_and_leaves_no_lock_held_in_the_
 
     def child() -> Any:
         worker.submit(inference("childs"))
-        return worker.drain(0.5), told.names
+        return worker.drain(0.5), emitted.names
 
     assert in_child(child) == "(True, ['slow', 'childs'])"
     go_on.set()
@@ -440,17 +424,17 @@ def test_fork_while_telling_hangs_waits_its_time_and_leaves_no_lock_held_in_the_
 
 
 @needs_fork
-def test_fork_waits_for_the_record_that_another_thread_tells(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fork_waits_for_the_record_that_another_thread_emits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker_module, "_FORK_WAIT_S", 60.0)
     lock = threading.Lock()  # as the SDK has many
     begun = threading.Event()
 
-    def tell(record: Record) -> None:
+    def emit(record: Record) -> None:
         with lock:
             begun.set()
             sleep(0.05)
 
-    worker = Worker(tell, 100)
+    worker = Worker(emit, 100)
     worker.submit(inference("slow"))
     thread = threading.Thread(target=worker.drain, args=(30,))
     thread.start()
@@ -461,13 +445,13 @@ def test_fork_waits_for_the_record_that_another_thread_tells(monkeypatch: pytest
 
 
 @needs_fork
-def test_fork_from_inside_of_telling_leaves_the_lock_as_it_was() -> None:
+def test_fork_from_inside_of_emitting_leaves_the_lock_as_it_was() -> None:
     found = []
 
-    def tell(record: Record) -> None:
+    def emit(record: Record) -> None:
         found.append(in_child(lambda: worker.drain(1)))
 
-    worker = Worker(tell, 100)
+    worker = Worker(emit, 100)
     worker.submit(inference("forks"))
     worker.submit(inference("forks again"))
     thread = threading.Thread(target=worker.drain, args=(30,))
@@ -480,24 +464,24 @@ def test_fork_from_inside_of_telling_leaves_the_lock_as_it_was() -> None:
 
 @needs_fork
 def test_fork_child_of_a_running_thread_starts_another() -> None:
-    told = Told()
-    worker = Worker(told, 100)
+    emitted = Emitted()
+    worker = Worker(emitted, 100)
     worker.ensure_running()
 
     def child() -> Any:
-        told.expected = 1
-        told.enough = threading.Event()
+        emitted.expected = 1
+        emitted.enough = threading.Event()
         worker.ensure_running()
         worker.submit(inference("childs"))
-        return told.enough.wait(30), told.names
+        return emitted.enough.wait(30), emitted.names
 
     assert in_child(child) == "(True, ['childs'])"
     worker.stop(10)
 
 
 @needs_fork
-def test_fork_after_the_finalizer_is_gone_does_nothing() -> None:
-    Worker(Told(), 100)
+def test_fork_after_the_worker_is_gone_does_nothing() -> None:
+    Worker(Emitted(), 100)
 
     assert in_child(lambda: "alive") == "'alive'"
 
@@ -506,42 +490,42 @@ def test_fork_after_the_finalizer_is_gone_does_nothing() -> None:
 
 
 def test_record_that_is_not_ready_is_waited_for_in_order() -> None:
-    told, ready = Told(), threading.Event()
-    worker = Worker(told, 10, lambda record: record.name != "slow" or ready.is_set())  # type: ignore[union-attr]
+    emitted, ready = Emitted(), threading.Event()
+    worker = Worker(emitted, 10, lambda record: record.plan.name != "slow" or ready.is_set())  # type: ignore[union-attr]
     for name in ("first", "slow", "last"):
         made = inference(name)
         made.end_ns = perf_counter_ns()
         worker.submit(made)
     assert worker.drain(0.05) is False
-    assert told.names == ["first"]
+    assert emitted.names == ["first"]
     ready.set()
     assert worker.drain(5) is True
-    assert told.names == ["first", "slow", "last"]
+    assert emitted.names == ["first", "slow", "last"]
 
 
-def test_record_that_never_is_ready_is_told_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker_module, "_PATIENCE_NS", 20_000_000)
-    told = Told()
-    worker = Worker(told, 10, lambda record: False)
+def test_record_that_never_is_ready_is_emitted_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker_module, "_DEVICE_TIMEOUT_NS", 20_000_000)
+    emitted = Emitted()
+    worker = Worker(emitted, 10, lambda record: False)
     made = inference("stuck")
     made.end_ns = perf_counter_ns()
     worker.submit(made)
     assert worker.drain(5) is True
-    assert told.names == ["stuck"]
+    assert emitted.names == ["stuck"]
 
 
-def test_record_of_which_readiness_cannot_be_told_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_record_of_which_readiness_cannot_be_known_is_emitted_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(faults, "reraise", False)
     monkeypatch.setattr(faults, "_counts", {})
-    told = Told()
+    emitted = Emitted()
 
     def fail(record: Record) -> bool:
         raise RuntimeError
 
-    worker = Worker(told, 10, fail)
+    worker = Worker(emitted, 10, fail)
     worker.submit(inference("any"))
     assert worker.drain(5) is True
-    assert told.names == ["any"]
+    assert emitted.names == ["any"]
     assert faults.counts() == {"telemetry.ready": 1}
 
 
@@ -549,69 +533,69 @@ def test_record_of_which_readiness_cannot_be_told_is_told_at_once(monkeypatch: p
 def test_thread_outlives_what_is_no_mere_exception(error: type[BaseException], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(faults, "reraise", False)
     monkeypatch.setattr(faults, "_counts", {})
-    told = Told()
-    told.expected = 2
+    emitted = Emitted()
+    emitted.expected = 2
 
-    def tell(record: Record) -> None:
-        told(record)
-        if told.names == ["raises"]:
+    def emit(record: Record) -> None:
+        emitted(record)
+        if emitted.names == ["raises"]:
             raise error
 
-    worker = Worker(tell, 100)
+    worker = Worker(emit, 100)
     for name in ("raises", "another"):
         worker.submit(inference(name))
     worker.ensure_running()
     try:
-        assert told.enough.wait(30)
+        assert emitted.enough.wait(30)
     finally:
         worker.stop(10)
     assert faults.counts() == {"telemetry": 1}
 
 
 def test_drain_hands_what_is_no_mere_exception_to_the_program() -> None:
-    def tell(record: Record) -> None:
+    def emit(record: Record) -> None:
         raise KeyboardInterrupt
 
-    worker = Worker(tell, 100)
+    worker = Worker(emit, 100)
     worker.submit(inference("interrupted"))
 
     with pytest.raises(KeyboardInterrupt):
         worker.drain(10)
-    assert not worker.tells_here()
+    assert not worker.emits_here()
 
 
 @needs_fork
 def test_fork_waits_for_one_record_of_many(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker_module, "_FORK_WAIT_S", 60.0)
     lock = threading.Lock()
-    told = Told()
+    emitted = Emitted()
     begun = threading.Event()
 
-    def tell(record: Record) -> None:
+    def emit(record: Record) -> None:
         with lock:
             begun.set()
             sleep(0.02)
-            told(record)
+            emitted(record)
 
-    worker = Worker(tell, 1000)
+    worker = Worker(emit, 1000)
     for number in range(200):
         worker.submit(inference(str(number)))
     thread = threading.Thread(target=worker.drain, args=(60,))
     thread.start()
     begun.wait()
 
-    assert in_child(lambda: (lock.locked(), len(told.names) < 100)) == "(False, True)"
+    assert in_child(lambda: (lock.locked(), len(emitted.names) < 100)) == "(False, True)"
     thread.join()
-    assert len(told.names) == 200
+    assert len(emitted.names) == 200
 
 
 @needs_fork
-def test_fork_while_another_thread_waits_to_fork_leaves_a_child_that_tells() -> None:
-    told = Told()
-    worker = Worker(told, 100)
+def test_fork_while_another_thread_waits_to_fork_leaves_a_child_that_emits() -> None:
+    emitted = Emitted()
+    worker = Worker(emitted, 100)
     worker._fork_waits = True  # as that other thread has left it
     worker._after_fork_in_child()
     worker.submit(inference("own"))
 
     assert worker.drain(10) is True
-    assert told.names == ["own"]
+    assert emitted.names == ["own"]
