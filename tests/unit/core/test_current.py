@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import threading
-from collections.abc import Callable
 from itertools import count
 from time import sleep
 from typing import Any
@@ -17,28 +15,19 @@ import inferspan
 from inferspan import semconv
 from inferspan.core import current
 from inferspan.core.errors import is_cancellation
+from inferspan.core.record import Inference
 from support import cheap
+from support.children import in_child, needs_fork
 from support.recorder import Recorder
 
-needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="the platform has no fork")
+
+def opened(operation: str = "work") -> Inference:
+    inference = current.open_inference(current.plan(None, None, operation))
+    assert inference is not None
+    return inference
 
 
-def in_child(action: Callable[[], Any]) -> str:
-    """What ``action`` returns in a forked child, as text, or the exception that it raised."""
-    reading, writing = os.pipe()
-    child = os.fork()
-    if child == 0:
-        try:
-            os.write(writing, repr(action()).encode())
-        except BaseException as error:  # noqa: BLE001 - told to the parent
-            os.write(writing, repr(error).encode())
-        finally:
-            os._exit(0)
-    os.close(writing)
-    with os.fdopen(reading) as answer:
-        text = answer.read()
-    os.waitpid(child, 0)
-    return text
+# Forks
 
 
 @needs_fork
@@ -51,14 +40,16 @@ def test_fork_within_an_inference_leaves_it_to_the_parent(recorder: Recorder) ->
             block.set_attribute("lost", 1)
         with inferspan.inference("inside the parents"):
             pass
-        inside = (current.ACTIVE.get() is current.SUPPRESSED, current.open_count())
+        active = current.here()
+        inside = (active is not None and active.is_suppressed, len(current.state.open))
         block.__exit__(None, None, None)
-        outside = current.ACTIVE.get()
+        outside = current.here()
         with inferspan.inference("childs") as own, own.phase("think"):
             pass
         return inside, outside, recorder.trees()
 
-    assert in_child(child) == repr(((True, 0), None, [("childs", "think")]))
+    # a block of its own is an inference wherever it is, and after the parents' is left hooks record again
+    assert in_child(child) == repr(((True, 0), None, ["inside the parents", ("childs", "think")]))
     with block.phase("kept"):
         pass
     block.__exit__(None, None, None)
@@ -113,7 +104,7 @@ def test_fork_child_reads_its_own_memory(recorder: Recorder) -> None:
 
 
 @needs_fork
-def test_fork_child_starts_a_finalizer_of_its_own(recorder: Recorder) -> None:
+def test_fork_child_starts_a_worker_of_its_own(recorder: Recorder) -> None:
     def names() -> list[str]:
         return [thread.name for thread in threading.enumerate() if thread.name == "inferspan-worker"]
 
@@ -130,35 +121,36 @@ def test_fork_child_starts_a_finalizer_of_its_own(recorder: Recorder) -> None:
     assert in_child(child) == "([], ['inferspan-worker'])"
 
 
+# Open and close
+
+
 def test_enter_and_leave_restore_the_context(recorder: Recorder) -> None:
     with recorder.tracer.start_as_current_span("outer") as outer:
         before = otel_context.get_current()
-        inference = current.open_inference("work", None)
-        assert inference is not None
+        inference = opened()
         assert trace.get_current_span() is outer
-        entered = current.enter(inference)
+        active = current.enter(inference)
         assert trace.get_current_span() is inference.root
-        assert current.ACTIVE.get() is inference
-        current.leave(entered)
-        assert (otel_context.get_current(), current.ACTIVE.get()) == (before, None)
+        assert current.here() is active
+        assert (active.inference, active.phase) == (inference, None)
+        current.leave(active)
+        assert (otel_context.get_current(), current.here()) == (before, None)
         current.close(inference)
 
     assert recorder.trees() == [("outer", "work")]
 
 
-def test_close_twice_tells_once(recorder: Recorder) -> None:
-    inference = current.open_inference("work", None)
-    assert inference is not None
+def test_close_twice_hands_on_once(recorder: Recorder) -> None:
+    inference = opened()
     for _ in range(2):
         current.close(inference)
 
     assert recorder.trees() == ["work"]
 
 
-def test_close_from_many_threads_tells_once(recorder: Recorder) -> None:
+def test_close_from_many_threads_hands_on_once(recorder: Recorder) -> None:
     for _ in range(20):
-        inference = current.open_inference("work", None)
-        assert inference is not None
+        inference = opened()
         start = threading.Barrier(4)
 
         def work(inference: Any = inference, start: threading.Barrier = start) -> None:
@@ -174,9 +166,8 @@ def test_close_from_many_threads_tells_once(recorder: Recorder) -> None:
     assert recorder.trees() == ["work"] * 20
 
 
-def test_close_with_the_type_of_an_error_alone_tells_it(recorder: Recorder) -> None:
-    inference = current.open_inference("work", None)
-    assert inference is not None
+def test_close_with_the_type_of_an_error_alone_has_it(recorder: Recorder) -> None:
+    inference = opened()
     current.close(inference, failed="some.Error")
 
     assert recorder.attributes("work")["error.type"] == "some.Error"
@@ -184,16 +175,16 @@ def test_close_with_the_type_of_an_error_alone_tells_it(recorder: Recorder) -> N
     assert event.attributes == {"exception.type": "some.Error"}
 
 
-def test_open_count_counts_what_runs(recorder: Recorder) -> None:
-    assert current.open_count() == 0
+def test_what_runs_is_counted(recorder: Recorder) -> None:
+    assert len(current.state.open) == 0
     with inferspan.inference("outer"):
-        assert current.open_count() == 1
+        assert len(current.state.open) == 1
         assert recorder.points("inferspan.inference.active")[0].value == 1
-    assert current.open_count() == 0
+    assert len(current.state.open) == 0
     assert recorder.points("inferspan.inference.active")[0].value == 0
 
 
-def test_abandon_open_tells_what_still_runs_as_abandoned(recorder: Recorder) -> None:
+def test_abandon_open_ends_what_still_runs_as_abandoned(recorder: Recorder) -> None:
     block = inferspan.inference("answer")
     block.__enter__()
     with block.phase("think"):
@@ -203,7 +194,7 @@ def test_abandon_open_tells_what_still_runs_as_abandoned(recorder: Recorder) -> 
 
     assert recorder.trees() == [("answer", "think")]
     assert recorder.attributes("answer")["inferspan.abandoned"] is True
-    assert current.open_count() == 0
+    assert len(current.state.open) == 0
 
 
 def test_abandon_open_cuts_off_the_phase_that_runs_and_leaves_out_what_comes_later(recorder: Recorder) -> None:
@@ -221,7 +212,7 @@ def test_abandon_open_cuts_off_the_phase_that_runs_and_leaves_out_what_comes_lat
     assert recorder.trees() == [("job", "first"), ("in flight", "first", "second")]
 
 
-def test_abandon_open_inside_of_an_item_of_a_stream_ends_behind_what_is_told_of_it(recorder: Recorder) -> None:
+def test_abandon_open_inside_of_an_item_of_a_stream_ends_behind_what_is_known_of_it(recorder: Recorder) -> None:
     pipe = cheap.pipeline()
     forwards = count()
 
@@ -243,14 +234,16 @@ def test_abandon_open_waits_for_what_another_thread_hands_on(
     recorder: Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begun = threading.Event()
-    submit = current._sink.submit
+    sink = current.state.sink
+    assert sink is not None
+    submit = sink.submit
 
     def submit_late(record: Any) -> None:
         begun.set()
         sleep(0.05)
         submit(record)
 
-    monkeypatch.setattr(current._sink, "submit", submit_late)
+    monkeypatch.setattr(sink, "submit", submit_late)
 
     def work() -> None:
         with inferspan.inference("job"):
@@ -289,12 +282,8 @@ def test_phase_outside_of_any_inference_is_a_span_of_its_own(recorder: Recorder)
     }
 
 
-def test_phase_while_muted_is_none(recorder: Recorder) -> None:
-    token = current.ACTIVE.set(current.SUPPRESSED)
-    try:
-        assert current.begin_phase("tokenize") is None
-    finally:
-        current.ACTIVE.reset(token)
+def test_phase_while_suppressed_is_none(recorder: Recorder) -> None:
+    assert current.run_suppressed(current.begin_phase, ("tokenize",), {}) is None
 
 
 def test_phase_while_not_instrumented_is_none() -> None:
