@@ -38,10 +38,10 @@ def status(recorder: Recorder, name: str) -> tuple[StatusCode, str | None]:
 
 def outside() -> bool:
     """Whether nothing of ours is current here."""
-    return current.ACTIVE.get() is None and not trace.get_current_span().get_span_context().is_valid
+    return current.here() is None and not trace.get_current_span().get_span_context().is_valid
 
 
-# What a block tells
+# What a block gives
 
 
 def test_block_is_one_root_with_its_phases(recorder: Recorder) -> None:
@@ -139,23 +139,56 @@ def test_block_is_current_for_the_programs_own_spans(recorder: Recorder) -> None
     assert recorder.trees() == [("request", ("answer", "look-up", "think", "inside a phase"))]
 
 
-def test_block_inside_another_is_part_of_it(recorder: Recorder) -> None:
-    with inferspan.inference("outer"):
+def test_block_inside_another_is_an_inference_below_it(recorder: Recorder) -> None:
+    with inferspan.inference("outer") as outer, outer.phase("whole"):
         with inferspan.inference("inner") as block, block.phase("think"):
-            block.set_attribute("lost", 1)
-        with inferspan.inference("inner") as block:
+            block.set_attribute("own", 1)
+        with inferspan.inference("other") as block:
             block.set_tokens(input=1)
 
-    assert recorder.trees() == [("outer", "think")]
-    assert "lost" not in recorder.attributes("outer")
+    assert recorder.trees() == [("outer", "whole", ("inner", "think"), "other")]
+    assert recorder.attributes("inner") == {"gen_ai.operation.name": "inner", "own": 1, **PROCESS}
+    assert recorder.attributes("other") == {
+        "gen_ai.operation.name": "other",
+        "gen_ai.usage.input_tokens": 1,
+        **PROCESS,
+    }
+    assert recorder.attributes("outer") == {"gen_ai.operation.name": "outer", **PROCESS}
+    assert recorder.counts("gen_ai.client.operation.duration", "gen_ai.operation.name") == {
+        "outer": 1,
+        "inner": 1,
+        "other": 1,
+    }
 
 
-def test_phase_inside_another_is_part_of_it(recorder: Recorder) -> None:
+def test_phase_belongs_to_its_block_whatever_runs_here(recorder: Recorder) -> None:
+    with inferspan.inference("outer") as outer:
+        with inferspan.inference("inner"), outer.phase("think"):
+            pass
+        with outer.phase("rest"):
+            pass
+
+    assert recorder.trees() == [("outer", "inner", "think", "rest")]
+
+
+def test_phase_inside_another_is_one_more_of_the_block(recorder: Recorder) -> None:
     with inferspan.inference("answer") as block, block.phase("think"), block.phase("think harder") as inner:
-        inner.set_attribute("lost", 1)
+        inner.set_attribute("own", 1)
+
+    assert recorder.trees() == [("answer", "think", "think harder")]
+    (found,) = [span for span in recorder.spans() if span.name == "think"]
+    assert dict(found.attributes or {}) == {}
+    assert recorder.attributes("think harder") == {"own": 1}
+
+
+def test_phase_of_a_block_that_was_not_entered_is_one_of_what_runs_here(recorder: Recorder) -> None:
+    block = inferspan.inference("never entered")
+    with inferspan.inference("answer"), block.phase("think"):
+        pass
+    with block.phase("nowhere"):
+        pass
 
     assert recorder.trees() == [("answer", "think")]
-    assert recorder.attributes("think") == {}
 
 
 def test_phases_of_one_name_in_a_row_are_one_span(recorder: Recorder) -> None:
@@ -206,7 +239,7 @@ def test_block_after_its_end_takes_nothing_more(recorder: Recorder) -> None:
 # Errors
 
 
-def test_block_with_an_error_tells_it_and_passes_it_on(recorder: Recorder) -> None:
+def test_block_with_an_error_has_it_and_passes_it_on(recorder: Recorder) -> None:
     error = ValueError("the prompt")
 
     def fail() -> None:
@@ -232,7 +265,7 @@ def test_block_with_an_error_tells_it_and_passes_it_on(recorder: Recorder) -> No
     assert outside()
 
 
-def test_block_with_an_error_and_content_capture_tells_its_message(bare_recorder: Recorder) -> None:
+def test_block_with_an_error_and_content_capture_has_its_message(bare_recorder: Recorder) -> None:
     bare_recorder.instrument(capture_content="SPAN_ONLY", content_length=3)
     with pytest.raises(ValueError, match="prompt"), inferspan.inference("answer"):
         raise ValueError("prompt")
@@ -243,7 +276,9 @@ def test_block_with_an_error_and_content_capture_tells_its_message(bare_recorder
 
 
 @pytest.mark.parametrize("mode", ["SPAN_ONLY", "NO_CONTENT"])
-def test_block_with_an_error_that_cannot_be_printed_is_told_all_the_same(bare_recorder: Recorder, mode: str) -> None:
+def test_block_with_an_error_that_cannot_be_printed_is_recorded_all_the_same(
+    bare_recorder: Recorder, mode: str
+) -> None:
     class Unprintable(Exception):
         def __str__(self) -> str:
             raise RuntimeError
@@ -340,7 +375,7 @@ def test_block_open_at_uninstrument_goes_on_without_a_word(bare_recorder: Record
             block.set_attribute("a", 1)
 
     assert outside()
-    assert current.open_count() == 0
+    assert len(current.state.open) == 0
 
 
 def test_block_while_not_sampled_gives_metrics_alone() -> None:
@@ -560,8 +595,10 @@ def test_blocks_left_in_the_wrong_order_end_and_leave_nothing_current(recorder: 
     first.close()
     second.close()
 
-    assert recorder.trees() == ["first"]
+    one, two = recorder.span("first"), recorder.span("second")
+    assert (one.parent, two.parent) == (None, one.context)
     assert outside()
     with inferspan.inference("third"):
         pass
-    assert recorder.trees() == ["first", "third"]
+    assert [span.name for span in recorder.spans()] == ["first", "second", "third"]
+    assert recorder.span("third").parent is None

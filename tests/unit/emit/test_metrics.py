@@ -8,6 +8,7 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
+from inferspan.probes.figures import Figures
 from opentelemetry.context import Context
 from opentelemetry.metrics import CallbackOptions, Observation
 from opentelemetry.sdk.metrics import MeterProvider
@@ -24,7 +25,6 @@ from inferspan.core.model import ModelInfo
 from inferspan.core.record import Inference, Phase, StandalonePhase
 from inferspan.core.steps import Generation
 from inferspan.emit.metrics import Points
-from inferspan.probes.figures import Figures
 from support.recorder import Recorder
 
 MS = 1_000_000

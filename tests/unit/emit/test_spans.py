@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from inferspan.probes.figures import Figures
 from opentelemetry.context import Context
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
@@ -28,7 +29,6 @@ from inferspan.emit.spans import (
     time_to_first_token_ns,
 )
 from inferspan.emit.writer import DirectWriter, TracerWriter, writer_of
-from inferspan.probes.figures import Figures
 
 OFFSET_NS = 1_000_000
 MS = 1_000_000

@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import pytest
+from inferspan.emit.streams import MetricFastPath
 from opentelemetry.context import Context
 from opentelemetry.metrics import NoOpMeterProvider
 from opentelemetry.sdk.metrics import (
@@ -26,7 +27,6 @@ from opentelemetry.sdk.metrics.view import (
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, set_span_in_context
 
 from inferspan.emit import streams
-from inferspan.emit.streams import MetricFastPath
 
 CREATED_AS = {"histogram": "create_histogram", "counter": "create_counter", "gauge": "create_gauge"}
 RECORDED_BY = {"histogram": "record", "counter": "add", "gauge": "set"}

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 import inferspan
-from inferspan import InferspanWarning, integrations
+from inferspan import InferspanWarning
 from inferspan.core import current, patching
 from inferspan.instrumentor import InferspanInstrumentor
 from support.recorder import Recorder

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from inferspan.probes.figures import Part, add_parts, attributes_of, failed_allocations, figures_of, part_attributes
 
 from inferspan import semconv
 from inferspan.core.model import ModelInfo
@@ -13,7 +14,6 @@ from inferspan.core.steps import Generation
 from inferspan.probes import figures
 from inferspan.probes.accelerator import Accelerator, Memory
 from inferspan.probes.energy import Energy
-from inferspan.probes.figures import Part, add_parts, attributes_of, failed_allocations, figures_of, part_attributes
 from inferspan.probes.out_of_memory import OutOfMemory
 from support.fakedevice import FakeGpu
 

@@ -11,7 +11,8 @@ import pytest
 import torch
 from transformers import BatchEncoding
 
-from inferspan.core.batch import Batch, Output, begins_with, read_batch, read_output, read_tensor
+from inferspan.core.batch import Batch, Output
+from inferspan.integrations.tensors import begins_with, read_batch, read_output, read_tensor
 
 PAD, END, OTHER_END = 0, 2, 3
 
