@@ -276,9 +276,7 @@ def test_block_with_an_error_and_content_capture_has_its_message(bare_recorder: 
 
 
 @pytest.mark.parametrize("mode", ["SPAN_ONLY", "NO_CONTENT"])
-def test_block_with_an_error_that_cannot_be_printed_is_recorded_all_the_same(
-    bare_recorder: Recorder, mode: str
-) -> None:
+def test_block_with_an_error_that_cannot_be_printed_is_recorded_too(bare_recorder: Recorder, mode: str) -> None:
     class Unprintable(Exception):
         def __str__(self) -> str:
             raise RuntimeError

@@ -1,39 +1,68 @@
-"""A model's name made safe to show, and its facts: read once, never keeping it alive."""
+"""A model's name made safe to show, and what is known of it: read once, never keeping it alive."""
 
 from __future__ import annotations
 
 import gc
 import weakref
-from enum import Enum
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from inferspan import faults
-from inferspan.core.model import (
-    ModelInfo,
-    describe,
-    display_name,
-    facts_of,
-    forget,
-    id_set,
-)
+from inferspan.core.model import ModelInfo, Models, Witness, display_name
 
 REVISION = "607a30d783dfa663caf39e06633721c8d4cfcd7e"
 SNAPSHOT = f"/home/me/.cache/huggingface/hub/models--openai-community--gpt2/snapshots/{REVISION}"
 
 
 class Net:
-    """A model as far as its facts are concerned."""
+    """A model as far as :class:`Reader` is concerned."""
 
-    def __init__(self, name: str = "", **config: Any) -> None:
-        self.config = SimpleNamespace(_name_or_path=name, **config)
+    def __init__(self, name: str = "") -> None:
+        self.name = name
+        self.witness: Seen | None = None
 
 
-class Quantization(Enum):
-    AWQ = "awq"
+class Seen:
+    """Holds until the test says that the model has changed."""
+
+    has_changed = False
+
+    def holds(self) -> bool:
+        return not self.has_changed
+
+
+class Reader:
+    """Reads models of no framework."""
+
+    def source_of(self, model: Any) -> str:
+        return getattr(model, "name", "")
+
+    def class_of(self, model: Any) -> str:
+        return type(model).__name__
+
+    def provider_of(self, model: Any) -> str | None:
+        return "nobody"
+
+    def revision_of(self, model: Any) -> str | None:
+        return "first"
+
+    def witness(self, model: Any) -> Witness | None:
+        return getattr(model, "witness", None)
+
+    def device_of(self, model: Any, of_input: str | None) -> str | None:
+        return of_input
+
+    def describe(self, model: Any, info: ModelInfo) -> dict[str, Any]:
+        return {}
+
+
+@pytest.fixture
+def models() -> Models:
+    return Models()
+
+
+# Names
 
 
 @pytest.mark.parametrize("mode", ["basename", "class"])
@@ -103,159 +132,113 @@ def test_display_name_is_bounded(source: str) -> None:
     assert display_name(source, "Fallback", "basename")[0] == "x" * 256
 
 
-def test_facts_are_read_once_for_each_instance() -> None:
+# What is known
+
+
+def test_info_is_read_once_for_each_instance(models: Models) -> None:
     model, other = Net("gpt2"), Net("gpt2")
-    facts = facts_of(model)
-    model.config._name_or_path = "another"
+    info = models.info_of(model, Reader())
+    model.name = "another"
 
-    assert facts_of(model) is facts
-    assert facts.name == "gpt2"
-    assert facts_of(other) is not facts
+    assert models.info_of(model, Reader()) is info
+    assert (info.name, info.provider, info.revision, info.cold, info.load_ns) == ("gpt2", "nobody", "first", True, None)
+    assert models.info_of(other, Reader()) is not info
 
 
-def test_facts_do_not_keep_the_model_alive() -> None:
+@pytest.mark.parametrize(("local_name", "name"), [("basename", "customer"), ("class", "Net")])
+def test_info_is_named_as_the_setting_says(models: Models, local_name: str, name: str) -> None:
+    assert models.info_of(Net("/secret/customer"), Reader(), local_name).name == name
+
+
+def test_revision_of_a_snapshot_is_the_folders(models: Models) -> None:
+    info = models.info_of(Net(SNAPSHOT), Reader())
+
+    assert (info.name, info.revision) == ("openai-community/gpt2", REVISION)
+
+
+def test_info_does_not_keep_the_model_alive(models: Models) -> None:
     model = Net("gpt2")
-    facts_of(model)
+    models.info_of(model, Reader())
     gone = weakref.ref(model)
     del model
     gc.collect()
 
     assert gone() is None
+    assert models._by_id == {}
 
 
-def test_facts_of_what_has_no_hash_are_read_anew() -> None:
+def test_info_of_what_has_no_hash_is_remembered(models: Models) -> None:
     class Unhashable(Net):
         __hash__ = None  # type: ignore[assignment]
 
         def __eq__(self, other: object) -> bool:
-            return self is other
+            raise AssertionError("compared")
 
     model = Unhashable("gpt2")
 
-    assert facts_of(model) is not facts_of(model)
-    assert facts_of(model).name == "gpt2"
+    assert models.info_of(model, Reader()) is models.info_of(model, Reader())
+    assert models.info_of(model, Reader()).name == "gpt2"
 
 
-def test_facts_of_what_has_no_weak_references_are_read_anew() -> None:
+def test_info_of_what_has_no_weak_references_is_read_anew(models: Models) -> None:
     class Slotted:
         __slots__ = ()
 
-    assert facts_of(Slotted()).name == "Slotted"
+    model = Slotted()
+
+    assert models.info_of(model, Reader()) is not models.info_of(model, Reader())
+    assert models.info_of(model, Reader()).name == "Slotted"
 
 
-def test_facts_forgotten_are_cold_again() -> None:
+def test_model_forgotten_is_cold_again(models: Models) -> None:
     model = Net("gpt2")
-    assert facts_of(model).take_cold() is True
-    assert facts_of(model).take_cold() is False
-    forget(model)
+    assert models.info_of(model, Reader()).take_cold() is True
+    assert models.info_of(model, Reader()).take_cold() is False
+    models.forget(model)
 
-    assert facts_of(model).take_cold() is True
-
-
-@pytest.mark.parametrize(
-    ("model", "local_name", "name", "revision"),
-    [
-        pytest.param(Net("openai-community/gpt2"), "basename", "openai-community/gpt2", None, id="hub id"),
-        pytest.param(Net("/secret/customer"), "basename", "customer", None, id="folder"),
-        pytest.param(Net("/secret/customer"), "class", "Net", None, id="folder, class only"),
-        pytest.param(Net(""), "basename", "Net", None, id="no name"),
-        pytest.param(Net("gpt2", _commit_hash="abc1234"), "basename", "gpt2", "abc1234", id="commit of the hub"),
-        pytest.param(Net(SNAPSHOT, _commit_hash="abc"), "class", "openai-community/gpt2", REVISION, id="snapshot"),
-        pytest.param(SimpleNamespace(name_or_path="gpt2"), "basename", "gpt2", None, id="no configuration"),
-    ],
-)
-def test_facts_have_name_and_revision(model: Any, local_name: str, name: str, revision: str | None) -> None:
-    facts = facts_of(model, local_name)
-
-    assert (facts.name, facts.revision, facts.cold, facts.load_ns) == (name, revision, True, None)
+    assert models.info_of(model, Reader()).take_cold() is True
 
 
-def test_facts_of_a_model_that_is_not_of_transformers_name_no_provider() -> None:
-    facts = facts_of(Net("gpt2"))
+def test_model_that_has_changed_is_the_same_with_nothing_remembered(models: Models) -> None:
+    model = Net("gpt2")
+    model.witness = Seen()
+    before = models.info_of(model, Reader())
+    before.take_cold()
+    before.load_ns, before.is_described, before.facts["inventory"], before.dtype = 7, True, object(), "float32"
+    assert models.info_of(model, Reader()) is before
+    model.witness.has_changed = True
+    model.witness = Seen()
+    after = models.info_of(model, Reader())
 
-    assert facts.provider is None
-    assert facts.attributes_for("chat") == {"gen_ai.operation.name": "chat", "gen_ai.request.model": "gpt2"}
+    assert after is not before
+    assert (after.name, after.provider, after.revision, after.cold, after.load_ns) == (
+        "gpt2",
+        "nobody",
+        "first",
+        False,
+        7,
+    )
+    assert (after.is_described, after.facts, after.dtype, after.devices) == (False, {}, None, 1)
+    assert models.info_of(model, Reader()) is after
 
 
-def test_facts_make_the_attributes_of_an_operation_once() -> None:
-    facts = ModelInfo("gpt2", "huggingface")
+def test_model_renamed_has_the_name_from_the_next_inference_on(models: Models) -> None:
+    model = Net("gpt2")
+    before = models.info_of(model, Reader())
+    before.is_described = True
+    models.rename(model, "mine", Reader())
+    after = models.info_of(model, Reader())
 
-    assert facts.attributes_for("chat") == {
+    assert (before.name, after.name, after.is_described, after.cold) == ("gpt2", "mine", True, True)
+
+
+def test_info_makes_the_attributes_of_an_operation_once() -> None:
+    info = ModelInfo("gpt2", "huggingface")
+
+    assert info.attributes_for("chat") == {
         "gen_ai.operation.name": "chat",
         "gen_ai.provider.name": "huggingface",
         "gen_ai.request.model": "gpt2",
     }
-    assert facts.attributes_for("chat") is facts.attributes_for("chat")
-    assert facts.attributes_for("embeddings")["gen_ai.operation.name"] == "embeddings"
-
-
-def test_describe_tells_all_that_the_model_says() -> None:
-    model = Net(
-        "gpt2",
-        model_type="gpt2",
-        _attn_implementation="sdpa",
-        quantization_config={"quant_method": Quantization.AWQ},
-    )
-    vars(model).update(num_parameters=lambda: 124, get_memory_footprint=lambda: 496.0, dtype="torch.float32")
-    facts = ModelInfo("gpt2")
-    facts.revision = "main"
-
-    assert describe(model, facts) == {
-        "inferspan.model.class": "Net",
-        "inferspan.model.type": "gpt2",
-        "inferspan.model.revision": "main",
-        "inferspan.model.parameters": 124,
-        "inferspan.model.size": 496,
-        "inferspan.model.dtype": "float32",
-        "inferspan.model.quantization": "awq",
-        "inferspan.model.attention": "sdpa",
-    }
-
-
-def test_describe_of_a_bare_object_has_its_class_only() -> None:
-    assert describe(object(), ModelInfo("x")) == {"inferspan.model.class": "object"}
-
-
-@pytest.mark.parametrize(
-    ("quantization", "expected"),
-    [
-        pytest.param({"quant_method": "gptq"}, "gptq", id="dict"),
-        pytest.param(SimpleNamespace(quant_method=Quantization.AWQ), "awq", id="object with an enum"),
-        pytest.param({}, None, id="no method"),
-        pytest.param(SimpleNamespace(), None, id="object without a method"),
-        pytest.param({"quant_method": 4}, None, id="no text"),
-    ],
-)
-def test_describe_names_the_quantization(quantization: Any, expected: str | None) -> None:
-    attributes = describe(Net("x", quantization_config=quantization), ModelInfo("x"))
-
-    assert attributes.get("inferspan.model.quantization") == expected
-
-
-def test_describe_of_a_method_that_means_something_else_leaves_it_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    def num_parameters(trainable: bool) -> int:
-        return 1
-
-    monkeypatch.setattr(faults, "reraise", False)
-    monkeypatch.setattr(faults, "_counts", {})
-    model = Net("x")
-    vars(model)["num_parameters"] = num_parameters
-
-    assert describe(model, ModelInfo("x")) == {"inferspan.model.class": "Net"}
-    assert faults.counts() == {"model.num_parameters": 1}
-
-
-@pytest.mark.parametrize(
-    ("value", "expected"),
-    [
-        pytest.param(5, frozenset({5}), id="one"),
-        pytest.param([5, 6, 5], frozenset({5, 6}), id="list"),
-        pytest.param((5,), frozenset({5}), id="tuple"),
-        pytest.param([], frozenset(), id="empty"),
-        pytest.param(-1, frozenset(), id="negative"),
-        pytest.param("5", None, id="text"),
-        pytest.param(None, None, id="none"),
-    ],
-)
-def test_id_set_of_what_transformers_takes(value: Any, expected: frozenset[int] | None) -> None:
-    assert id_set(value) == expected
+    assert info.attributes_for("chat") is info.attributes_for("chat")
+    assert info.attributes_for("embeddings")["gen_ai.operation.name"] == "embeddings"
