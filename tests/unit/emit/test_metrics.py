@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
-from itertools import pairwise
 from typing import Any
 
 import pytest
-from inferspan.probes.figures import Figures
 from opentelemetry.context import Context
 from opentelemetry.metrics import CallbackOptions, Observation
 from opentelemetry.sdk.metrics import MeterProvider
@@ -22,12 +20,14 @@ from inferspan.core import current
 from inferspan.core.batch import Batch
 from inferspan.core.errors import Failure
 from inferspan.core.model import ModelInfo
+from inferspan.core.probe import Point, Report
 from inferspan.core.record import Inference, Phase, StandalonePhase
 from inferspan.core.steps import Generation
 from inferspan.emit.metrics import Points
+from support import records
 from support.recorder import Recorder
+from support.records import MS, generation
 
-MS = 1_000_000
 SHORT = {"gen_ai.operation.name": "chat", "gen_ai.request.model": "me/model"}
 COMMON = {**SHORT, "gen_ai.provider.name": "huggingface"}
 
@@ -73,46 +73,33 @@ class Meter:
 
 def inference(operation: str = "chat", model: str | None = "me/model") -> Inference:
     """100 ms long."""
-    facts = None if model is None else ModelInfo(model, "huggingface")
-    made = Inference(operation, operation, facts, 64)
-    made.start_ns, made.end_ns = 0, 100 * MS
-    return made
-
-
-def generation(start_ms: int, *tokens_ms: int, end_ms: int) -> Generation:
-    made = Generation()
-    made.start_ns, made.end_ns, made.steps = start_ms * MS, end_ms * MS, len(tokens_ms)
-    if tokens_ms:
-        made.first_token_ns, made.last_token_ns = tokens_ms[0] * MS, tokens_ms[-1] * MS
-    made.intervals_ns = [(b - a) * MS for a, b in pairwise(tokens_ms)]
-    return made
+    info = None if model is None else ModelInfo(model, "huggingface")
+    return records.ended(records.inference(operation, info, name=operation))
 
 
 def finish(of: Inference, name: str, busy_ms: int, generated: Generation | None = None) -> None:
     """End a phase that took so long."""
     phase = of.begin(name)
     phase.generation = generated
-    ended_ns, of.end_ns = of.end_ns, None
     of.end(phase)
-    of.end_ns = ended_ns
-    of.phase_totals_ns[name] = busy_ms * MS
+    of.phases.totals_ns[name] = busy_ms * MS
 
 
 def generating() -> Inference:
     """A generation of three tokens, with everything else that a record can have."""
     record = inference()
-    record.cold = record.stream = True
+    record.cold = record.is_stream = True
     finish(record, "tokenize", 2)
     record.generation = generation(4, 10, 20, 50, end_ms=60)
     finish(record, "forward", 70, record.generation)
-    record.add_batch(Batch(rows=2, length=4, tokens=6, positions=8))
-    record.add_output(3, True)
+    record.counts.add_batch(Batch(rows=2, length=4, tokens=6, positions=8), 64)
+    record.counts.add_output(3, True)
     return record
 
 
 def test_points_of_a_generation_are_all_there() -> None:
     meter = Meter()
-    meter.points.tell_inference(generating(), Figures())
+    meter.points.emit_inference(generating(), Report())
 
     assert meter.read() == {
         "gen_ai.client.operation.duration": [(COMMON, 1, 0.1)],
@@ -137,7 +124,7 @@ def test_points_of_a_generation_are_all_there() -> None:
 
 def test_points_of_a_generation_with_the_latest_conventions_have_the_newer_names() -> None:
     meter = Meter(latest_conventions=True)
-    meter.points.tell_inference(generating(), Figures())
+    meter.points.emit_inference(generating(), Report())
     found = {name: points for name, points in meter.read().items() if name.startswith("gen_ai.")}
 
     assert found == {
@@ -156,8 +143,8 @@ def test_points_of_a_generation_with_the_latest_conventions_have_the_newer_names
 def test_points_of_what_is_not_streamed_have_no_first_chunk(latest: bool) -> None:
     meter = Meter(latest_conventions=latest)
     record = generating()
-    record.stream = False
-    meter.points.tell_inference(record, Figures())
+    record.is_stream = False
+    meter.points.emit_inference(record, Report())
 
     assert "gen_ai.client.inference.time_to_first_chunk" not in meter.read()
 
@@ -168,7 +155,7 @@ def test_points_of_a_failure_have_its_type_and_no_times_of_tokens() -> None:
     record.failure = Failure("ValueError", "frames", None)
     record.generation = generation(4, 10, 20, end_ms=30)
     finish(record, "forward", 70, record.generation)
-    meter.points.tell_inference(record, Figures())
+    meter.points.emit_inference(record, Report())
 
     assert meter.read() == {
         "gen_ai.client.operation.duration": [({**COMMON, "error.type": "ValueError"}, 1, 0.1)],
@@ -183,16 +170,15 @@ def test_points_of_a_failure_have_its_type_and_no_times_of_tokens() -> None:
 
 def test_points_without_a_model_name_none_and_no_provider() -> None:
     meter = Meter()
-    meter.points.tell_inference(inference("answer", model=None), Figures())
+    meter.points.emit_inference(inference("answer", model=None), Report())
 
     assert meter.read() == {"gen_ai.client.operation.duration": [({"gen_ai.operation.name": "answer"}, 1, 0.1)]}
 
 
 def test_points_of_a_model_of_another_make_have_no_provider() -> None:
     meter = Meter()
-    record = inference()
-    record.model = ModelInfo("me/model")
-    meter.points.tell_inference(record, Figures())
+    record = records.ended(records.inference("chat", "me/model"))
+    meter.points.emit_inference(record, Report())
 
     assert meter.read() == {"gen_ai.client.operation.duration": [(SHORT, 1, 0.1)]}
 
@@ -201,9 +187,8 @@ def test_points_of_a_model_of_another_make_have_no_provider() -> None:
 def test_points_of_a_load_are_its_duration_alone(failed: bool) -> None:
     meter = Meter()
     record = inference("load")
-    record.single_span = True
     record.failure = Failure("OSError", "", None) if failed else None
-    meter.points.tell_inference(record, Figures())
+    meter.points.emit_inference(record, Report())
 
     attributes = {"gen_ai.provider.name": "huggingface", "gen_ai.request.model": "me/model"}
     assert meter.read() == {
@@ -214,8 +199,8 @@ def test_points_of_a_load_are_its_duration_alone(failed: bool) -> None:
 def test_points_of_a_forward_called_directly_have_it_as_their_phase() -> None:
     meter = Meter()
     record = inference("forward")
-    record.single_span = True
-    meter.points.tell_inference(record, Figures())
+    record.self_phase = Phase("forward", record, 0)
+    meter.points.emit_inference(record, Report())
 
     assert meter.read()["inferspan.phase.duration"] == [
         (
@@ -228,16 +213,16 @@ def test_points_of_a_forward_called_directly_have_it_as_their_phase() -> None:
 
 def test_points_without_children_are_the_same() -> None:
     """Neither a limit of no children nor a full queue takes anything from the metrics."""
-    whole, bare = Meter(), Meter()
-    whole.points.tell_inference(generating(), Figures())
+    full, bare = Meter(), Meter()
+    full.points.emit_inference(generating(), Report())
     record = generating()
-    record.phases = []
-    bare.points.tell_inference(record, Figures())
+    record.phases.kept = []
+    bare.points.emit_inference(record, Report())
 
-    assert bare.read() == whole.read()
+    assert bare.read() == full.read()
 
 
-def test_points_of_a_phase_alone_have_its_name_and_model() -> None:
+def test_points_of_a_standalone_phase_have_its_name_and_model() -> None:
     meter = Meter()
     for name, model in (("tokenize", "me/model"), ("detokenize", None)):
         phase = Phase(name, None, 0)
@@ -272,7 +257,7 @@ def test_points_of_an_inference_that_goes_on_are_none() -> None:
     meter = Meter()
     record = inference()
     record.end_ns = None
-    meter.points.tell_inference(record, Figures())
+    meter.points.emit_inference(record, Report())
 
     assert meter.read() == {}
 
@@ -291,10 +276,56 @@ def test_points_of_single_tokens_are_as_many_as_allowed(limit: int, kept: tuple[
     # intervals of 10, 20, 30 and 40 ms
     record.generation = generation(0, 0, 10, 30, 60, 100, end_ms=100)
     finish(record, "forward", 100, record.generation)
-    meter.points.tell_inference(record, Figures())
+    meter.points.emit_inference(record, Report())
 
     points = meter.read().get("inferspan.inter_token.duration", [])
     assert [point[1:] for point in points] == ([(2, 0.04)] if limit == 2 else [kept] if kept[0] else [])
+
+
+# What probes report
+
+
+def test_points_of_probes_begin_with_the_model_and_where_they_say_so_the_operation() -> None:
+    meter = Meter()
+    report = Report(
+        points=[
+            Point(semconv.GPU_TIMES, 0.5, {"inferspan.phase": "forward"}),
+            Point(semconv.MEMORY_AFTERWARDS, 7, {"inferspan.device": "cuda:0"}, of_operation=False),
+        ]
+    )
+    meter.points.emit_inference(inference(), report)
+    found = meter.read()
+
+    assert found[semconv.GPU_TIMES] == [({**SHORT, "inferspan.phase": "forward"}, 1, 0.5)]
+    assert found[semconv.MEMORY_AFTERWARDS] == [
+        ({"gen_ai.request.model": "me/model", "inferspan.device": "cuda:0"}, 1, 7)
+    ]
+
+
+def test_points_of_probes_without_a_model_or_an_instrument_hurt_nobody() -> None:
+    meter = Meter()
+    report = Report(points=[Point(semconv.MEMORY_AFTERWARDS, 7, of_operation=False), Point("of another version", 1)])
+    meter.points.emit_inference(inference(model=None), report)
+
+    assert meter.read()[semconv.MEMORY_AFTERWARDS] == [({}, 1, 7)]
+    assert "of another version" not in meter.read()
+
+
+def test_points_of_layers_beyond_the_limit_are_other() -> None:
+    meter = Meter(layers_max=2)
+    report = Report(
+        points=[
+            Point(semconv.LAYER_CALLS, 1, {semconv.LAYER_NAME: name}, of_operation=False, has_exemplar=False)
+            for name in ("0", "1", "2", "0", "3")
+        ]
+    )
+    meter.points.emit_inference(inference(), report)
+
+    assert {attributes[semconv.LAYER_NAME]: value for attributes, _, value in meter.read()[semconv.LAYER_CALLS]} == {
+        "0": 2,
+        "1": 1,
+        "_OTHER": 2,
+    }
 
 
 # Attributes that are bounded
@@ -307,14 +338,14 @@ def values(meter: Meter, metric: str, attribute: str) -> dict[Any, int]:
 def test_models_beyond_the_limit_are_other() -> None:
     meter = Meter(models_max=2)
     for name in ("a", "b", "c", "a", "d"):
-        meter.points.tell_inference(inference(model=name), Figures())
+        meter.points.emit_inference(inference(model=name), Report())
 
     assert values(meter, "gen_ai.client.operation.duration", "gen_ai.request.model") == {"a": 2, "b": 1, "_OTHER": 2}
 
 
 def test_models_of_loads_and_tokenizers_count_towards_the_same_limit() -> None:
     meter = Meter(models_max=1)
-    meter.points.tell_inference(inference("load", model="a"), Figures())
+    meter.points.emit_inference(inference("load", model="a"), Report())
     meter.points.emit_standalone(StandalonePhase(Phase("tokenize", None, 0), Context(), "b"))
 
     assert values(meter, "inferspan.load.duration", "gen_ai.request.model") == {"a": 1}
@@ -324,7 +355,7 @@ def test_models_of_loads_and_tokenizers_count_towards_the_same_limit() -> None:
 def test_operations_beyond_the_limit_are_other() -> None:
     meter = Meter()
     for number in range(60):
-        meter.points.tell_inference(inference(f"operation{number}"), Figures())
+        meter.points.emit_inference(inference(f"operation{number}"), Report())
     found = values(meter, "gen_ai.client.operation.duration", "gen_ai.operation.name")
 
     assert (len(found), found["_OTHER"]) == (51, 10)
@@ -335,7 +366,7 @@ def test_phases_beyond_the_limit_are_other() -> None:
     record = inference()
     for number in range(60):
         finish(record, f"phase{number}", 1)
-    meter.points.tell_inference(record, Figures())
+    meter.points.emit_inference(record, Report())
     found = values(meter, "inferspan.phase.duration", "inferspan.phase")
 
     assert (len(found), found["_OTHER"]) == (51, 10)
@@ -344,7 +375,7 @@ def test_phases_beyond_the_limit_are_other() -> None:
 def test_attributes_of_many_names_take_bounded_memory() -> None:
     meter = Meter(models_max=2000)
     for number in range(3000):
-        meter.points.tell_inference(inference(model=f"model{number}"), Figures())
+        meter.points.emit_inference(inference(model=f"model{number}"), Report())
 
     assert len(meter.points._attributes) == 2048
     assert len(values(meter, "gen_ai.client.operation.duration", "gen_ai.request.model")) <= 2001
@@ -377,12 +408,12 @@ def test_instruments_are_those_of_the_table_but_the_other_conventions(latest: bo
         for name, metric in semconv.METRICS.items()
         if not metric.source and not metric.instrument.startswith("observable")
     }
-    assert of_records - set(Meter(latest_conventions=latest).points._streams) == absent
+    assert of_records - set(Meter(latest_conventions=latest).points._instruments) == absent
 
 
 def test_instruments_have_unit_description_and_buckets_of_the_table() -> None:
     meter = Meter()
-    meter.points.tell_inference(generating(), Figures())
+    meter.points.emit_inference(generating(), Report())
     data = meter.reader.get_metrics_data()
     assert data is not None
     for metric in data.resource_metrics[0].scope_metrics[0].metrics:
@@ -400,12 +431,12 @@ def test_what_runs_and_what_it_costs_is_observed_when_collected() -> None:
     assert {metric.name: metric.data.data_points[0].value for metric in metrics} == OBSERVED
 
 
-def test_cost_of_ours_is_told_and_grows(recorder: Recorder) -> None:
+def test_cost_of_ours_is_reported_and_grows(recorder: Recorder) -> None:
     def read() -> list[float]:
         return [recorder.points(name)[0].value for name in OBSERVED]
 
     def use() -> None:
-        started = [current.open_inference("chat", None) for _ in range(3)]
+        started = [current.open_inference(current.plan(None, None, "chat")) for _ in range(3)]
         for opened in started:
             assert opened is not None
             current.close(opened)
@@ -426,7 +457,7 @@ def test_cost_of_ours_is_told_and_grows(recorder: Recorder) -> None:
     assert second[3] == 3
 
 
-# As they are told in earnest
+# As they are emitted in earnest
 
 
 def exemplars(recorder: Recorder) -> dict[str, list[int]]:
@@ -505,9 +536,9 @@ def test_metrics_of_a_full_queue_count_what_was_dropped(bare_recorder: Recorder)
     # one thread alone: ours would empty the queue meanwhile
     from inferspan.instrumentor import InferspanInstrumentor
 
-    reporter = InferspanInstrumentor._reporter
-    assert reporter is not None
-    reporter._worker._no_thread_until = float("inf")
+    pipeline = InferspanInstrumentor._pipeline
+    assert pipeline is not None
+    pipeline._worker._no_thread_until = float("inf")
     for _ in range(3):
         with inferspan.inference("answer") as block:
             for name in ("a", "b", "c"):
