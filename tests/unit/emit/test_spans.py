@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
-from inferspan.probes.figures import Figures
 from opentelemetry.context import Context
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
@@ -14,24 +13,27 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.sdk.trace.sampling import ALWAYS_ON, Decision, Sampler, SamplingResult, StaticSampler
 from opentelemetry.trace import SpanKind, StatusCode, Tracer, set_span_in_context
 
-from inferspan.config import Settings
+from inferspan import semconv
 from inferspan.core.batch import Batch
 from inferspan.core.errors import Failure
 from inferspan.core.messages import Content
 from inferspan.core.model import ModelInfo
-from inferspan.core.record import Inference, Phase, StandalonePhase
-from inferspan.core.steps import Generation
+from inferspan.core.probe import ChildSpan, Event, Probe, Report, Values
+from inferspan.core.record import Inference, Lazy, StandalonePhase
+from inferspan.emit.fastpath import DirectWriter, writer_of
 from inferspan.emit.spans import (
+    emit_inference,
     emit_standalone,
+    root_attributes,
     start_root,
-    tell_inference,
     time_per_output_token_s,
     time_to_first_token_ns,
 )
-from inferspan.emit.writer import DirectWriter, TracerWriter, writer_of
+from inferspan.emit.writer import TracerWriter
+from support import records
+from support.records import MS, generation, phase
 
 OFFSET_NS = 1_000_000
-MS = 1_000_000
 
 
 class Sdk:
@@ -44,11 +46,10 @@ class Sdk:
         self.tracer = self.provider.get_tracer("test")
         self.writer = writer(self.tracer)
 
-    def tell(self, inference: Inference, settings: Settings | None = None, figures: Figures | None = None) -> None:
-        inference.parent = Context()
+    def emit(self, inference: Inference, report: Report | None = None, probes: Iterable[Probe] = ()) -> None:
         inference.root = start_root(self.writer, inference, inference.parent)
         inference.context = set_span_in_context(inference.root, inference.parent)
-        tell_inference(self.writer, inference, figures or Figures(), settings or Settings())
+        emit_inference(self.writer, inference, report or Report(), probes)
 
     def spans(self) -> list[ReadableSpan]:
         return list(self.exporter.get_finished_spans())
@@ -75,28 +76,12 @@ def sdk(request: pytest.FixtureRequest) -> Sdk:
     return Sdk(writer=request.param)
 
 
-def inference(operation: str = "chat", end_ms: int | None = 100, model: ModelInfo | None = None) -> Inference:
+def inference(
+    operation: str = "chat", end_ms: int | None = 100, model: ModelInfo | None = None, **settings: Any
+) -> Inference:
     """From 0 to ``end_ms``."""
-    made = Inference(operation, operation, model, 64)
-    made.start_ns, made.unix_offset_ns = 0, OFFSET_NS
-    made.end_ns = None if end_ms is None else end_ms * MS
-    return made
-
-
-def phase(of: Inference | None, name: str, start_ms: int, end_ms: int, *, calls: int = 1) -> Phase:
-    made = Phase(name, of, start_ms * MS)
-    made.end_ns, made.calls, made.busy_ns = end_ms * MS, calls, (end_ms - start_ms) * MS
-    if of is not None:
-        of.phases.append(made)
-    return made
-
-
-def generation(start_ms: int, *tokens_ms: int, end_ms: int | None) -> Generation:
-    made = Generation()
-    made.start_ns, made.end_ns = start_ms * MS, None if end_ms is None else end_ms * MS
-    made.steps = len(tokens_ms)
-    if tokens_ms:
-        made.first_token_ns, made.last_token_ns = tokens_ms[0] * MS, tokens_ms[-1] * MS
+    made = records.ended(records.inference(operation, model, name=operation, **settings), 0, end_ms)
+    made.unix_offset_ns = OFFSET_NS
     return made
 
 
@@ -106,7 +91,7 @@ def test_inference_with_its_phases_has_all_their_times(sdk: Sdk) -> None:
     forward = phase(record, "forward", 3, 90)
     forward.generation = record.generation = generation(4, 10, 20, 80, end_ms=85)
     phase(record, "detokenize", 91, 99)
-    sdk.tell(record)
+    sdk.emit(record)
 
     assert sdk.timeline() == {
         "tokenize": ("chat", 1, 2),
@@ -131,26 +116,26 @@ def test_inference_full_of_facts_has_them_all(sdk: Sdk) -> None:
     model.load_ns = 2_000 * MS
     record = inference(model=model)
     record.cold = True
-    record.stream = True
-    record.items = 3
+    record.is_stream = True
+    record.counts.items = 3
     record.generation = generation(0, 10, 30, end_ms=90)
-    record.add_batch(Batch(rows=2, length=6, tokens=9, positions=12))
-    record.add_batch(Batch(rows=4, length=3, tokens=9, exact=False, positions=12))
-    record.add_output(7, False)
-    record.busy_ns = 50 * MS
-    record.cpu_time_ns = 40 * MS
-    record.memory_start_bytes = 120
-    record.memory_bytes = 123
-    record.abandoned = record.cancelled = True
-    record.phases_dropped = 5
+    record.counts.add_batch(Batch(rows=2, length=6, tokens=9, positions=12), 64)
+    record.counts.add_batch(Batch(rows=4, length=3, tokens=9, exact=False, positions=12), 64)
+    record.counts.add_output(7, False)
+    record.lazy = Lazy(0)
+    record.lazy.busy_ns = 50 * MS
+    record.is_abandoned = record.is_cancelled = True
+    record.phases.dropped = 5
     record.set("app.own", "x")
     record.set("app.none", None)
-    sdk.tell(record)
+    of_process = {semconv.CPU_TIME: 0.04, semconv.MEMORY_USAGE_BEFORE: 120, semconv.MEMORY_USAGE: 123}
+    sdk.emit(record, Report(attributes={**of_process, semconv.GPU_TIME: None}))
 
     assert sdk.attributes("chat") == {
         "gen_ai.operation.name": "chat",
         "gen_ai.provider.name": "huggingface",
         "gen_ai.request.model": "me/model",
+        "gen_ai.request.stream": True,
         "gen_ai.response.time_to_first_chunk": 0.01,
         "gen_ai.usage.input_tokens": 18,
         "gen_ai.usage.output_tokens": 7,
@@ -176,7 +161,7 @@ def test_inference_full_of_facts_has_them_all(sdk: Sdk) -> None:
 
 
 def test_inference_of_which_nothing_is_known_has_nothing_else(sdk: Sdk) -> None:
-    sdk.tell(inference())
+    sdk.emit(inference())
 
     assert sdk.attributes("chat") == {"gen_ai.operation.name": "chat"}
     (span,) = sdk.spans()
@@ -184,17 +169,17 @@ def test_inference_of_which_nothing_is_known_has_nothing_else(sdk: Sdk) -> None:
 
 
 def test_load_has_no_cold_start(sdk: Sdk) -> None:
-    sdk.tell(inference("load"))
+    sdk.emit(inference("load"))
 
     assert sdk.attributes("load") == {"gen_ai.operation.name": "load"}
 
 
 def test_padding_of_none_is_absent(sdk: Sdk) -> None:
     record = inference()
-    record.add_batch(Batch(rows=2, length=4, tokens=8, positions=8))
-    sdk.tell(record)
+    record.counts.add_batch(Batch(rows=2, length=4, tokens=8, positions=8), 64)
+    sdk.emit(record)
 
-    assert record.padding == [0.0]
+    assert record.counts.padding == [0.0]
     assert "inferspan.padding.ratio" not in sdk.attributes("chat")
 
 
@@ -202,7 +187,7 @@ def test_phase_that_stands_for_several_calls_says_so(sdk: Sdk) -> None:
     record = inference()
     several = phase(record, "tokenize", 0, 50, calls=3)
     several.busy_ns = 20 * MS
-    sdk.tell(record)
+    sdk.emit(record)
 
     assert sdk.attributes("tokenize") == {"inferspan.phase.calls": 3, "inferspan.phase.time": 0.02}
 
@@ -210,7 +195,7 @@ def test_phase_that_stands_for_several_calls_says_so(sdk: Sdk) -> None:
 def test_generation_of_one_token_has_no_decode(sdk: Sdk) -> None:
     record = inference()
     phase(record, "forward", 0, 20).generation = generation(0, 10, end_ms=15)
-    sdk.tell(record)
+    sdk.emit(record)
 
     assert sdk.timeline() == {
         "prefill": ("forward", 0, 10),
@@ -222,7 +207,7 @@ def test_generation_of_one_token_has_no_decode(sdk: Sdk) -> None:
 def test_generation_without_a_clock_has_no_parts(sdk: Sdk) -> None:
     record = inference()
     phase(record, "forward", 0, 20).generation = generation(1, end_ms=None)
-    sdk.tell(record)
+    sdk.emit(record)
 
     assert sdk.timeline() == {"forward": ("chat", 0, 20), "chat": (None, 0, 100)}
 
@@ -240,7 +225,7 @@ def test_generation_that_failed_says_in_which_part(sdk: Sdk, tokens: tuple[int, 
     forward = phase(record, "forward", 0, 50)
     forward.generation = generation(0, *tokens, end_ms=40)
     forward.cut_off(ValueError())
-    sdk.tell(record)
+    sdk.emit(record)
 
     found = [span.name for span in sdk.spans() if span.status.status_code is StatusCode.ERROR]
     assert found == failed
@@ -270,7 +255,7 @@ def test_inference_that_failed_has_the_exception(
 ) -> None:
     record = inference()
     record.failure = failure
-    sdk.tell(record)
+    sdk.emit(record)
 
     (span,) = sdk.spans()
     assert (span.status.status_code, span.status.description) == (StatusCode.ERROR, description)
@@ -290,9 +275,9 @@ def test_inference_that_failed_has_the_exception(
     ],
 )
 def test_content_is_on_the_span_where_asked(sdk: Sdk, mode: str, recorded: bool) -> None:
-    record = inference()
+    record = inference(capture_content=mode, content_length=4)
     record.content = Content([("system", "Be brief"), ("user", "Hello")], [("assistant", "Hi")])
-    sdk.tell(record, Settings(capture_content=mode, content_length=4))
+    sdk.emit(record)
 
     found = {name: value for name, value in sdk.attributes("chat").items() if "messages" in name or "system" in name}
     assert found == (
@@ -306,7 +291,7 @@ def test_content_is_on_the_span_where_asked(sdk: Sdk, mode: str, recorded: bool)
     )
 
 
-def test_lone_phase_is_one_span_with_its_model(sdk: Sdk) -> None:
+def test_standalone_phase_is_one_span_with_its_model(sdk: Sdk) -> None:
     made = phase(None, "tokenize", 1, 5)
     made.set("inferspan.batch.size", 2)
     record = StandalonePhase(made, Context(), "me/model")
@@ -317,10 +302,87 @@ def test_lone_phase_is_one_span_with_its_model(sdk: Sdk) -> None:
     assert sdk.attributes("tokenize") == {"inferspan.batch.size": 2, "gen_ai.request.model": "me/model"}
 
 
+class Counting(Probe):
+    """Describes each part by its value, and may say ``None``."""
+
+    name = "counting"
+
+    def describe(self, inference: Inference, part: str, values: Values) -> dict[str, Any]:
+        return {"count": values.get(self.name), "of": part, "absent": None}
+
+
+def test_parts_of_a_forward_have_what_probes_describe(sdk: Sdk) -> None:
+    record = inference()
+    phase(record, "tokenize", 0, 5)
+    phase(record, "forward", 10, 90).generation = generation(10, 20, 80, end_ms=85)
+    parts = {"forward": {"counting": 3}, "prefill": {"counting": 1}, "decode": {"counting": 2}}
+    sdk.emit(record, Report(parts=[{}, parts]), [Counting()])
+
+    assert sdk.attributes("tokenize") == {}
+    assert sdk.attributes("forward") == {"count": 3, "of": "forward"}
+    assert sdk.attributes("prefill") == {"count": 1, "of": "prefill"}
+    assert sdk.attributes("decode") == {"count": 2, "of": "decode", "inferspan.decode.steps": 1}
+
+
+def test_spans_and_events_of_probes_are_where_they_say(sdk: Sdk) -> None:
+    record = inference()
+    forward = phase(record, "forward", 10, 90)
+    report = Report(
+        events=[Event("recompile", {"why": "x", "absent": None}, 30 * MS)],
+        spans=[
+            ChildSpan("layer 0", {"a": 1}, 20 * MS, 40 * MS, None, forward),
+            ChildSpan("layer 1", {}, 41 * MS, 50 * MS, "ValueError"),
+        ],
+    )
+    sdk.emit(record, report)
+
+    assert sdk.timeline() == {
+        "layer 0": ("forward", 20, 40),
+        "forward": ("chat", 10, 90),
+        "layer 1": ("chat", 41, 50),
+        "chat": (None, 0, 100),
+    }
+    assert (sdk.attributes("layer 0"), sdk.attributes("layer 1")) == ({"a": 1}, {"error.type": "ValueError"})
+    (root,) = [span for span in sdk.spans() if span.name == "chat"]
+    assert [(event.name, event.attributes, event.timestamp) for event in root.events] == [
+        ("recompile", {"why": "x"}, 30 * MS + OFFSET_NS)
+    ]
+
+
+def test_attributes_of_a_root_have_one_precedence() -> None:
+    """The program's own word is the last, but for the type of the error."""
+    record = inference(capture_content="SPAN_ONLY")
+    record.counts.input_tokens, record.device = 3, "cuda:0"
+    record.content = Content([("user", "Hello")])
+    record.failure = Failure("ValueError", "", None)
+    known = {"inferspan.rank": 8, "gen_ai.usage.input_tokens": 9, "gen_ai.input.messages": "x", "error.type": "x"}
+    report = Report(attributes={**known, "inferspan.device": "probe", "probe": 1})
+    found = root_attributes(record, report)
+
+    assert found == {
+        "inferspan.rank": 8,  # this process is none of several
+        "gen_ai.usage.input_tokens": 3,
+        "gen_ai.input.messages": '[{"role": "user", "parts": [{"type": "text", "content": "Hello"}]}]',
+        "inferspan.device": "cuda:0",
+        "probe": 1,
+        "error.type": "ValueError",
+    }
+    for name in ("gen_ai.usage.input_tokens", "gen_ai.input.messages", "inferspan.device", "probe", "error.type"):
+        record.set(name, "mine")
+    assert root_attributes(record, report) == {
+        "inferspan.rank": 8,
+        "gen_ai.usage.input_tokens": "mine",
+        "gen_ai.input.messages": "mine",
+        "inferspan.device": "mine",
+        "probe": "mine",
+        "error.type": "ValueError",
+    }
+
+
 def test_root_shows_the_sampler_operation_provider_and_model() -> None:
     seen = []
 
-    class Watch(Sampler):
+    class Looking(Sampler):
         def should_sample(
             self,
             parent_context: Any,
@@ -335,9 +397,9 @@ def test_root_shows_the_sampler_operation_provider_and_model() -> None:
             return SamplingResult(Decision.RECORD_AND_SAMPLE, attributes)
 
         def get_description(self) -> str:
-            return "watch"
+            return "looking"
 
-    Sdk(Watch()).tell(inference(model=ModelInfo("me/model", "huggingface")))
+    Sdk(Looking()).emit(inference(model=ModelInfo("me/model", "huggingface")))
 
     assert seen == [
         (
@@ -363,7 +425,7 @@ def test_inference_not_sampled_makes_no_children(writer: type[TracerWriter]) -> 
     sdk = Sdk(Never(Decision.DROP), writer)
     record = inference()
     phase(record, "tokenize", 1, 2)
-    sdk.tell(record)
+    sdk.emit(record)
 
     assert (names, sdk.spans()) == (["chat"], [])
 
@@ -385,13 +447,13 @@ def test_root_ends_even_if_a_processor_raises_on_a_child(at: str) -> None:
     record = inference()
     phase(record, "tokenize", 1, 2)
     with pytest.raises(RuntimeError, match="no"):
-        sdk.tell(record)
+        sdk.emit(record)
 
     assert sdk.timeline()["chat"] == (None, 0, 100)
 
 
-def test_inference_not_ended_is_not_told(sdk: Sdk) -> None:
-    sdk.tell(inference(end_ms=None))
+def test_inference_not_ended_is_not_emitted(sdk: Sdk) -> None:
+    sdk.emit(inference(end_ms=None))
 
     assert sdk.spans() == []
 
@@ -420,8 +482,8 @@ def test_time_to_first_token_counts_from_the_start_of_the_inference() -> None:
 def test_time_per_token_of_assisted_decoding(rows: int, tokens: int | None, expected: float | None) -> None:
     record = inference()
     record.generation = generation(0, 10, 30, 50, 70, 90, end_ms=95)
-    record.rows_max, record.output_tokens = rows, tokens
-    record.set("inferspan.request.assisted", True)
+    record.counts.rows_max, record.counts.output_tokens = rows, tokens
+    record.generation.is_assisted = True
     found = time_per_output_token_s(record)
 
     assert found == (None if expected is None else pytest.approx(expected))
