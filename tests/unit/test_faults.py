@@ -1,4 +1,4 @@
-"""Faults of our own: told once, counted, bounded, and never raised into the program."""
+"""Faults of our own: logged once, counted, bounded, and never raised into the program."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FAULT = (
 def as_in_a_program(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Faults are not raised again, and none are remembered from other tests or for them."""
     monkeypatch.setattr(faults, "reraise", False)
-    monkeypatch.setattr(faults, "_told", {})
+    monkeypatch.setattr(faults, "_reported", {})
     monkeypatch.setattr(faults, "_counts", {})
     with warnings.catch_warnings():
         warnings.simplefilter("always")
@@ -72,7 +72,7 @@ def test_faults_at_many_places_are_logged_up_to_a_bound(caplog: pytest.LogCaptur
     assert len(faults.counts()) == 300
 
 
-def test_fault_after_forget_is_told_again(caplog: pytest.LogCaptureFixture) -> None:
+def test_fault_after_forget_is_logged_again(caplog: pytest.LogCaptureFixture) -> None:
     fail("here")
     faults.forget()
     fail("here")

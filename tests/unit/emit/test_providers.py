@@ -25,10 +25,10 @@ from opentelemetry.util._once import Once
 
 import inferspan
 from inferspan import semconv
-from inferspan.core.record import Inference
 from inferspan.emit.pipeline import Pipeline
 from inferspan.emit.providers import _DrainFirst
 from inferspan.instrumentor import InferspanInstrumentor
+from support import records
 from support.recorder import Recorder
 
 try:
@@ -132,7 +132,7 @@ def test_logger_provider_passed_gets_the_events(bare_recorder: Recorder) -> None
     provider = LoggerProvider(shutdown_on_exit=False)
     provider.add_log_record_processor(SimpleLogRecordProcessor(exporter))
     bare_recorder.instrument(capture_content="EVENT_ONLY", logger_provider=provider)
-    inference = current.open_inference("chat", None)
+    inference = current.open_inference(current.plan(None, None, "chat"))
     assert inference is not None
     inference.content = Content([("user", "Hello")], [("assistant", "Hi")])
     current.close(inference)
@@ -176,7 +176,7 @@ def test_scope_of_spans_and_points_is_ours_with_versions(recorder: Recorder) -> 
 # Drained
 
 
-def test_flush_of_the_tracer_provider_tells_ours_first(bare_recorder: Recorder) -> None:
+def test_flush_of_the_tracer_provider_emits_ours_first(bare_recorder: Recorder) -> None:
     exporter = InMemorySpanExporter()
     provider = TracerProvider(shutdown_on_exit=False)
     provider.add_span_processor(BatchSpanProcessor(exporter, schedule_delay_millis=3_600_000))
@@ -187,7 +187,7 @@ def test_flush_of_the_tracer_provider_tells_ours_first(bare_recorder: Recorder) 
     assert [span.name for span in exporter.get_finished_spans()] == ["answer"]
 
 
-def test_shutdown_of_the_tracer_provider_tells_ours_first(bare_recorder: Recorder) -> None:
+def test_shutdown_of_the_tracer_provider_emits_ours_first(bare_recorder: Recorder) -> None:
     exporter = InMemorySpanExporter()
     provider = TracerProvider(shutdown_on_exit=False)
     provider.add_span_processor(BatchSpanProcessor(exporter, schedule_delay_millis=3_600_000))
@@ -198,7 +198,7 @@ def test_shutdown_of_the_tracer_provider_tells_ours_first(bare_recorder: Recorde
     assert [span.name for span in exporter.get_finished_spans()] == ["answer"]
 
 
-def test_flush_and_shutdown_of_the_meter_provider_tell_ours_first(bare_recorder: Recorder) -> None:
+def test_flush_and_shutdown_of_the_meter_provider_emit_ours_first(bare_recorder: Recorder) -> None:
     collected: list[Any] = []
 
     class Reader(InMemoryMetricReader):
@@ -229,7 +229,7 @@ def test_flush_while_not_instrumented_has_nothing_to_do() -> None:
     assert inferspan.force_flush() is True
 
 
-def test_uninstrument_tells_what_is_finished(bare_recorder: Recorder) -> None:
+def test_uninstrument_emits_what_is_finished(bare_recorder: Recorder) -> None:
     bare_recorder.instrument()
     work()
     inferspan.uninstrument()
@@ -465,14 +465,14 @@ def test_exit_of_the_program_exports_phases_outside_of_any_inference(ways: str) 
     assert done.stdout == "span tokenize\n"
 
 
-def test_record_that_is_told_after_uninstrument_brings_nothing_back(bare_recorder: Recorder) -> None:
+def test_record_that_is_emitted_after_uninstrument_brings_nothing_back(bare_recorder: Recorder) -> None:
     bare_recorder.instrument()
-    reporter: Any = InferspanInstrumentor._reporter
+    pipeline: Any = InferspanInstrumentor._pipeline
     inferspan.uninstrument()
     before = processors(bare_recorder.tracer_provider)
-    told = Inference("late", "work", None, 64)
-    told.end_ns = told.start_ns + 1
-    reporter._tell(told)
+    late = records.inference(name="late")
+    late.end_ns = late.start_ns + 1
+    pipeline._emit(late)
 
     assert processors(bare_recorder.tracer_provider) == before
     assert not any(isinstance(processor, _DrainFirst) for processor in before)
@@ -494,8 +494,8 @@ def test_own_cost_never_goes_back(bare_recorder: Recorder) -> None:
         bare_recorder.instrument()
         work()
         inferspan.force_flush()
-        reporter: Any = InferspanInstrumentor._reporter
-        found.append([reporter.observed()[name] for name in names])
+        pipeline: Any = InferspanInstrumentor._pipeline
+        found.append([pipeline.observed()[name] for name in names])
         inferspan.uninstrument()
 
     assert all(

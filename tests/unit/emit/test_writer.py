@@ -35,8 +35,9 @@ from opentelemetry.trace import SpanContext, Status, StatusCode, TraceFlags, set
 from opentelemetry.trace.span import TraceState
 
 from inferspan import faults
+from inferspan.emit.fastpath import DirectWriter, writer_of
 from inferspan.emit.ids import IndependentIdGenerator
-from inferspan.emit.writer import DirectWriter, TracerWriter, writer_of
+from inferspan.emit.writer import TracerWriter
 
 
 class Eager(SpanProcessor):
@@ -133,7 +134,7 @@ def nothing(root: trace.Span) -> None:
 
 def mark(root: trace.Span) -> None:
     root.set_attribute("mine", 1)
-    root.set_attributes({"text": "b", "list": ["c"], "told": "by the program"})
+    root.set_attributes({"text": "b", "list": ["c"], "known": "by the program"})
     root.add_event("seen", {"at": "once"}, 5)
     root.add_link(SpanContext(1, 2, False), {"why": "not"})
     root.update_name("renamed")
@@ -173,8 +174,8 @@ def written(
             5,
             below=[lambda below: writer.write("grandchild", below, {}, 3, 4, "ValueError")],
         )
-    told = {"asked": 1, "told": 2.5} if attributes is None else attributes
-    writer.end(root, told, [Event("done", {"b": True}, 8)], status, 9)
+    known = {"asked": 1, "known": 2.5} if attributes is None else attributes
+    writer.end(root, known, [Event("done", {"b": True}, 8)], status, 9)
     spans = exporter.get_finished_spans()
     places = {span.context.span_id: place for place, span in enumerate(spans)}
     assert len({span.context.trace_id for span in spans}) <= 1
@@ -304,7 +305,7 @@ def test_sampler_of_the_user_is_asked_when_the_root_begins(place: str) -> None:
     assert looking.asked == 1
 
 
-def test_root_that_is_not_sampled_takes_what_the_program_sets_and_is_never_told() -> None:
+def test_root_that_is_not_sampled_takes_what_the_program_sets_and_is_never_emitted() -> None:
     exporter = InMemorySpanExporter()
     made = provider(SimpleSpanProcessor(exporter), sampler=ALWAYS_OFF, id_generator=IndependentIdGenerator())
     writer = writer_of(made.get_tracer("test"))

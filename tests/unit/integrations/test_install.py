@@ -158,12 +158,12 @@ def test_instrument_twice_changes_nothing_and_says_so(
     bare_recorder: Recorder, caplog: pytest.LogCaptureFixture
 ) -> None:
     bare_recorder.instrument(children_max=3)
-    reporter = InferspanInstrumentor._reporter
+    pipeline = InferspanInstrumentor._pipeline
     bare_recorder.instrument(children_max=4)
     settings = current.settings()
 
     assert settings is not None
-    assert (settings.children_max, InferspanInstrumentor._reporter) == (3, reporter)
+    assert (settings.children_max, InferspanInstrumentor._pipeline) == (3, pipeline)
     assert [(record.levelno, record.message) for record in caplog.records] == [
         (logging.WARNING, "Attempting to instrument while already instrumented")
     ]
@@ -208,7 +208,7 @@ def test_instrument_and_uninstrument_from_many_threads_end_in_order(
 
     assert errors == []
     assert patched() == NONE
-    assert (current.settings(), current.open_count()) == (None, 0)
+    assert (current.settings(), len(current.state.open)) == (None, 0)
     bare_recorder.clear()
     bare_recorder.instrument()
     assert patched() == ALL
@@ -322,7 +322,7 @@ def test_library_that_is_half_imported_is_warned_of_once(
     ]
 
 
-def test_library_without_what_is_patched_is_told_once_and_the_import_goes_on(
+def test_library_without_what_is_patched_is_a_fault_once_and_the_import_goes_on(
     bare_recorder: Recorder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     from inferspan import faults

@@ -6,7 +6,6 @@ import json
 from typing import Any
 
 import pytest
-from inferspan.emit.streams import MetricFastPath
 from opentelemetry.context import Context
 from opentelemetry.metrics import NoOpMeterProvider
 from opentelemetry.sdk.metrics import (
@@ -26,7 +25,8 @@ from opentelemetry.sdk.metrics.view import (
 )
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, set_span_in_context
 
-from inferspan.emit import streams
+from inferspan.emit import fastpath
+from inferspan.emit.fastpath import FastInstrument
 
 CREATED_AS = {"histogram": "create_histogram", "counter": "create_counter", "gauge": "create_gauge"}
 RECORDED_BY = {"histogram": "record", "counter": "add", "gauge": "set"}
@@ -70,10 +70,10 @@ def provider(**settings: Any) -> tuple[MeterProvider, list[InMemoryMetricReader]
 def read(readers: list[InMemoryMetricReader]) -> Any:
     """All that is exported, without its times."""
 
-    def without_times(told: Any) -> Any:
-        if isinstance(told, dict):
-            return {key: without_times(value) for key, value in told.items() if "time_unix_nano" not in key}
-        return [without_times(part) for part in told] if isinstance(told, list) else told
+    def without_times(given: Any) -> Any:
+        if isinstance(given, dict):
+            return {key: without_times(value) for key, value in given.items() if "time_unix_nano" not in key}
+        return [without_times(part) for part in given] if isinstance(given, list) else given
 
     return [None if data is None else without_times(json.loads(data.to_json())) for data in map(_data, readers)]
 
@@ -83,20 +83,20 @@ def _data(reader: InMemoryMetricReader) -> Any:
 
 
 class Made:
-    """An instrument, its streams, and how many points went through itself."""
+    """An instrument, the short way past it, and how many points went through itself."""
 
     def __init__(self, kind: str = "histogram", **settings: Any) -> None:
         self.provider, self.readers = provider(**settings)
         self.instrument = getattr(self.provider.get_meter("test"), CREATED_AS[kind])("it")
-        self.streams = MetricFastPath(self.instrument, kind)
+        self.fast = FastInstrument(self.instrument, kind)
         self.through = 0
-        record = self.streams._record
+        record = self.fast._record
 
         def counted(*arguments: Any) -> None:
             self.through += 1
             record(*arguments)
 
-        self.streams._record = counted
+        self.fast._record = counted
 
 
 @pytest.mark.parametrize("filtered", [TraceBasedExemplarFilter, AlwaysOnExemplarFilter, AlwaysOffExemplarFilter])
@@ -107,14 +107,14 @@ def test_points_are_those_of_the_instrument(views: str, filtered: type) -> None:
     instrument = other.get_meter("test").create_histogram("it")
     for _ in range(3):
         for value, attributes, context in POINTS:
-            made.streams.put(value, attributes, context)
+            made.fast.put(value, attributes, context)
             instrument.record(value, attributes, context or Context())
-        told = read(readers)
+        exported = read(readers)
         if views != "exponential":  # whose exemplars are drawn by lot
-            assert read(made.readers) == told
+            assert read(made.readers) == exported
         else:
-            assert _without_exemplars(read(made.readers)) == _without_exemplars(told)
-    assert any(told) or views == "dropped"
+            assert _without_exemplars(read(made.readers)) == _without_exemplars(exported)
+    assert any(exported) or views == "dropped"
     assert made.through == 5, "one for each order of attributes"
 
 
@@ -125,18 +125,18 @@ def test_points_of_other_instruments_are_theirs_without_exemplars(kind: str) -> 
     instrument = getattr(other.get_meter("test"), CREATED_AS[kind])("it")
     for _ in range(3):
         for value, attributes, context in POINTS:
-            made.streams.put(value, attributes, context)
+            made.fast.put(value, attributes, context)
             getattr(instrument, RECORDED_BY[kind])(value, attributes)
-        told = read(made.readers)
-        assert told == read(readers)
-        assert '"span_id"' not in json.dumps(told)
+        exported = read(made.readers)
+        assert exported == read(readers)
+        assert '"span_id"' not in json.dumps(exported)
     assert made.through == 5
 
 
 def test_exemplars_point_at_the_trace_of_their_value() -> None:
     made = Made()
     for value, attributes, context in POINTS:
-        made.streams.put(value, attributes, context)
+        made.fast.put(value, attributes, context)
     (metric,) = read(made.readers)[0]["resource_metrics"][0]["scope_metrics"][0]["metrics"]
     spans = {exemplar["span_id"] for point in metric["data"]["data_points"] for exemplar in point["exemplars"]}
     assert spans == {2, 4, 5, 6, 8}, "the last of each bucket"
@@ -147,9 +147,9 @@ def test_values_that_the_sdk_may_ignore_are_left_to_it(value: float) -> None:
     made = Made()
     other, readers = provider()
     instrument = other.get_meter("test").create_histogram("it")
-    for told in (1.0, value, 2.0):
-        made.streams.put(told, {"model": "a"}, None)
-        instrument.record(told, {"model": "a"}, Context())
+    for given in (1.0, value, 2.0):
+        made.fast.put(given, {"model": "a"}, None)
+        instrument.record(given, {"model": "a"}, Context())
     assert str(read(made.readers)) == str(read(readers))
     assert made.through == 2
 
@@ -159,9 +159,9 @@ def test_value_that_the_sdk_may_ignore_at_first_is_no_fault(value: float) -> Non
     made = Made()
     other, readers = provider()
     instrument = other.get_meter("test").create_histogram("it")
-    for told in (value, 1.0, 2.0):
-        made.streams.put(told, {"model": "a"}, None)
-        instrument.record(told, {"model": "a"}, Context())
+    for given in (value, 1.0, 2.0):
+        made.fast.put(given, {"model": "a"}, None)
+        instrument.record(given, {"model": "a"}, Context())
     assert str(read(made.readers)) == str(read(readers))
 
 
@@ -169,20 +169,20 @@ def test_instrument_that_is_switched_off_from_the_beginning_gets_nothing() -> No
     made = Made()
     if not hasattr(made.instrument, "_is_enabled"):
         pytest.skip("this SDK cannot switch a meter off")
-    made.streams._is_enabled = made.instrument._is_enabled = lambda: False
+    made.fast._is_enabled = made.instrument._is_enabled = lambda: False
     for value in (1.0, 2.0):
-        made.streams.put(value, {"model": "a"}, None)
+        made.fast.put(value, {"model": "a"}, None)
     assert read(made.readers) == [None, None]
 
 
 def test_sums_that_are_begun_anew_get_what_follows() -> None:
     made = Made()
-    made.streams.put(1.0, {"model": "a"}, None)
+    made.fast.put(1.0, {"model": "a"}, None)
     for storage in made.provider._measurement_consumer._reader_storages.values():
         storage._instrument_view_instrument_matches.clear()
-    made.streams.forget()
-    made.streams.put(2.0, {"model": "a"}, None)
-    made.streams.put(4.0, {"model": "a"}, None)
+    made.fast.forget()
+    made.fast.put(2.0, {"model": "a"}, None)
+    made.fast.put(4.0, {"model": "a"}, None)
     (metric,) = read(made.readers)[0]["resource_metrics"][0]["scope_metrics"][0]["metrics"]
     assert metric["data"]["data_points"][0]["sum"] == 6.0
 
@@ -191,32 +191,32 @@ def test_reader_that_comes_later_gets_what_follows() -> None:
     made = Made()
     if not hasattr(made.provider, "add_metric_reader"):
         pytest.skip("this SDK takes no reader later")
-    made.streams.put(1.0, {"model": "a"}, None)
+    made.fast.put(1.0, {"model": "a"}, None)
     later = InMemoryMetricReader()
     made.provider.add_metric_reader(later)
     for value in (2.0, 4.0):
-        made.streams.put(value, {"model": "a"}, None)
+        made.fast.put(value, {"model": "a"}, None)
     (metric,) = read([later])[0]["resource_metrics"][0]["scope_metrics"][0]["metrics"]
     assert metric["data"]["data_points"][0]["sum"] == 6.0
 
 
 def test_instrument_that_is_switched_off_gets_nothing() -> None:
     made = Made()
-    made.streams.put(1.0, {"model": "a"}, None)
+    made.fast.put(1.0, {"model": "a"}, None)
     if not hasattr(made.instrument, "_is_enabled"):
         pytest.skip("this SDK cannot switch a meter off")
-    made.streams._is_enabled = made.instrument._is_enabled = lambda: False
-    made.streams.put(2.0, {"model": "a"}, None)
+    made.fast._is_enabled = made.instrument._is_enabled = lambda: False
+    made.fast.put(2.0, {"model": "a"}, None)
     (metric,) = read(made.readers)[0]["resource_metrics"][0]["scope_metrics"][0]["metrics"]
     assert metric["data"]["data_points"][0]["sum"] == 1.0
 
 
-def test_streams_beyond_the_limit_go_through_the_instrument(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streams, "_STREAMS_MAX", 2)
+def test_series_beyond_the_limit_go_through_the_instrument(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fastpath, "_SERIES_MAX", 2)
     made = Made()
     for _ in range(3):
         for model in "abc":
-            made.streams.put(1.0, {"model": model}, None)
+            made.fast.put(1.0, {"model": model}, None)
     assert made.through == 2 + 3
     (metric,) = read(made.readers)[0]["resource_metrics"][0]["scope_metrics"][0]["metrics"]
     assert [point["count"] for point in metric["data"]["data_points"]] == [3, 3, 3]
@@ -225,19 +225,19 @@ def test_streams_beyond_the_limit_go_through_the_instrument(monkeypatch: pytest.
 def test_instruments_of_another_sdk_get_every_point() -> None:
     class Other:
         def __init__(self) -> None:
-            self.told: list[float] = []
+            self.given: list[float] = []
 
         def record(self, value: float, attributes: object, context: object) -> None:
-            self.told.append(value)
+            self.given.append(value)
 
     other = Other()
     for made in (
-        MetricFastPath(other, "histogram"),
-        MetricFastPath(NoOpMeterProvider().get_meter("t").create_histogram("h"), "histogram"),
+        FastInstrument(other, "histogram"),
+        FastInstrument(NoOpMeterProvider().get_meter("t").create_histogram("h"), "histogram"),
     ):
         for value in (1.0, 2.0, 3.0):
             made.put(value, {"model": "a"}, None)
-    assert other.told == [1.0, 2.0, 3.0]
+    assert other.given == [1.0, 2.0, 3.0]
 
 
 def test_instrument_that_somebody_listens_in_to_gets_every_point() -> None:
@@ -249,13 +249,13 @@ def test_instrument_that_somebody_listens_in_to_gets_every_point() -> None:
         record(value, *arguments)
 
     instrument.record = listening
-    made = MetricFastPath(instrument, "histogram")
+    made = FastInstrument(instrument, "histogram")
     for value in (1.0, 2.0, 3.0):
         made.put(value, {"model": "a"}, None)
     assert heard == [1.0, 2.0, 3.0]
 
 
-def _without_exemplars(told: Any) -> Any:
-    if isinstance(told, dict):
-        return {key: _without_exemplars(value) for key, value in told.items() if key != "exemplars"}
-    return [_without_exemplars(part) for part in told] if isinstance(told, list) else told
+def _without_exemplars(given: Any) -> Any:
+    if isinstance(given, dict):
+        return {key: _without_exemplars(value) for key, value in given.items() if key != "exemplars"}
+    return [_without_exemplars(part) for part in given] if isinstance(given, list) else given
