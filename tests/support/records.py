@@ -5,7 +5,7 @@ Times are in milliseconds after 0, where a test says them. No probe applies unle
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import pairwise
 from typing import Any
 
@@ -14,9 +14,10 @@ from opentelemetry.context import Context
 from inferspan.config import Settings
 from inferspan.core.model import ModelInfo
 from inferspan.core.plan import Plan, Probes
-from inferspan.core.probe import Probe, Row
+from inferspan.core.probe import CallSite, Probe, Row
 from inferspan.core.record import Inference, Overlap, Phase, Phases
 from inferspan.core.steps import Generation
+from inferspan.emit.pipeline import Pipeline
 
 MS = 1_000_000
 
@@ -80,3 +81,22 @@ def generation(start_ms: float, *tokens_ms: float, end_ms: float | None) -> Gene
         made.first_token_ns, made.last_token_ns = round(tokens_ms[0] * MS), round(tokens_ms[-1] * MS)
     made.intervals_ns = [round((later - earlier) * MS) for earlier, later in pairwise(tokens_ms)]
     return made
+
+
+def table(*probes: Probe, on_device: bool = False) -> Probes:
+    """A table of probes that always apply, loaded."""
+    made = Probes(tuple(row(probe, on_device=on_device) for probe in probes))
+    made.prepare(CallSite(Settings(), None, None, None), on_device=on_device)
+    return made
+
+
+def pipeline(probes: Probes) -> Pipeline:
+    """One that has no providers and no thread: for what it does with the probes."""
+    made = object.__new__(Pipeline)
+    made._probes = probes
+    return made
+
+
+def present(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """Those that are known, without the prefix that is ours."""
+    return {name.removeprefix("inferspan."): value for name, value in attributes.items() if value is not None}

@@ -8,11 +8,15 @@ from time import monotonic, sleep
 
 import pytest
 
+from inferspan import semconv
+from inferspan.core.probe import CallSite, Report
 from inferspan.devices import identity
 from inferspan.devices.nvml import Nvml
 from inferspan.devices.reader import Device, Sample
 from inferspan.probes import energy as energy_module
-from inferspan.probes.energy import Energy, EnergySampler, _Board
+from inferspan.probes.energy import Energy, EnergyProbe, EnergySampler, _Board
+from support import records
+from support.fakedevice import FakeGpu, install
 from support.fakenvml import FakeDriver
 
 S = 10**9
@@ -183,3 +187,85 @@ def test_ready_when_a_sample_after_the_end_is_there(running: EnergySampler, driv
     assert running.is_ready(0, now - S, now - S // 2)
     assert running.is_ready(0, now, now + 1000), "too short to matter"
     running.stop()
+
+
+# -- the probe -------------------------------------------------------------------------------------------------------
+
+
+class Stub:
+    """A sampler that says what it is told."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[str, int]] = []
+
+    def begin(self, index: int) -> None:
+        self.seen.append(("begin", index))
+
+    def end(self, index: int) -> None:
+        self.seen.append(("end", index))
+
+    def stop(self) -> None:
+        self.seen.append(("stop", -1))
+
+    def energy(self, index: int, start_ns: int, end_ns: int) -> Energy:
+        return Energy(12.5, is_shared=index == 1)
+
+    def sm_clock_hz(self, index: int, start_ns: int, end_ns: int) -> float:
+        return 1.98e9
+
+    def is_ready(self, index: int, start_ns: int, end_ns: int) -> bool:
+        return index == 0
+
+
+def test_cycles_and_energy() -> None:
+    record = records.ended(records.inference())
+    for index, method in ((0, "board_counter"), (1, "board_counter_shared")):
+        probe = EnergyProbe(Stub(), index)  # type: ignore[arg-type]
+        report = Report(results={"device_time": 0.01})
+        probe.report(record, probe, report)
+        assert report.attributes[semconv.GPU_CYCLES] == 19_800_000
+        assert report.attributes[semconv.GPU_CYCLES_SOURCE] == "sm_clock"
+        assert report.attributes[semconv.ENERGY_CONSUMPTION] == 12.5
+        assert report.attributes[semconv.ENERGY_METHOD] == method
+        assert probe.is_ready(record, probe) is (index == 0)
+
+
+def test_cycles_need_the_time_on_the_device() -> None:
+    probe = EnergyProbe(Stub())  # type: ignore[arg-type]
+    report = Report()
+    probe.report(records.ended(records.inference()), probe, report)
+    assert semconv.GPU_CYCLES not in report.attributes
+    assert report.attributes[semconv.ENERGY_CONSUMPTION] == 12.5
+
+
+def test_points_of_energy_are_the_inferences_and_each_tokens() -> None:
+    probe = EnergyProbe(Stub())  # type: ignore[arg-type]
+    record = records.ended(records.inference())
+    record.counts.add_output(5, True)
+    report = Report()
+    probe.report(record, probe, report)
+    assert [(point.metric, point.value, point.of_operation) for point in report.points] == [
+        (semconv.ENERGY_CONSUMED, 12.5, True),
+        (semconv.ENERGY_PER_TOKEN, 2.5, True),
+    ]
+
+
+def test_probe_binds_to_the_board_and_reports_begin_and_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    install(FakeGpu(), monkeypatch)
+    stub = Stub()
+    unbound, record = EnergyProbe(stub), records.inference()  # type: ignore[arg-type]
+    site = CallSite(record.plan.settings, None, None, "cuda:1")
+    bound = unbound.prepare(site)
+    assert bound is not None
+    mark = bound.begin(record, None)
+    bound.end(record, mark)
+    unbound.close()
+    assert stub.seen == [("begin", 1), ("end", 1), ("stop", -1)]
+    assert unbound.prepare(site._replace(device="cpu")) is None
+    assert unbound.prepare(site._replace(device="mps:0")) is None
+
+
+def test_inference_without_a_mark_has_no_energy() -> None:
+    report = Report()
+    EnergyProbe(Stub()).report(records.ended(records.inference()), None, report)  # type: ignore[arg-type]
+    assert (report.attributes, report.points) == ({}, [])

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from inferspan.probes.out_of_memory import OutOfMemory, out_of_memory
+from inferspan import semconv
+from inferspan.core.probe import Report
+from inferspan.probes.accelerator import Memory
+from inferspan.probes.memory import MemoryUse
+from inferspan.probes.out_of_memory import OutOfMemory, OutOfMemoryProbe, out_of_memory
+from support import records
 
 CUDA_2_4 = (
     "CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total capacity of 139.81 GiB of which 5.50 GiB is "
@@ -60,3 +65,49 @@ def test_an_error_that_cannot_be_written() -> None:
             raise ValueError
 
     assert out_of_memory(Silent()) is None
+
+
+def failures(mark: OutOfMemory | None, before: int | None = None, after: int | None = None) -> float:
+    """How many allocations failed, as the counter has it."""
+    report = Report()
+    if before is not None and after is not None:
+        memory = report.results["memory"] = MemoryUse("cuda:0", Memory(1, failures=before))
+        memory.after = Memory(1, failures=after)
+    OutOfMemoryProbe().report(records.ended(records.inference()), mark, report)
+    return sum(point.value for point in report.points)
+
+
+def test_failed_allocations_count_once() -> None:
+    error = OutOfMemory(1, 1, False)
+    assert failures(None) == 0
+    assert failures(None, 3, 5) == 2, "the program caught two"
+    assert failures(error, 3, 5) == 2, "and ended by the second"
+    assert failures(error, 3, 3) == 1, "of the host, which has no counter"
+
+
+def test_event_has_what_was_asked_for_and_what_was_held() -> None:
+    report = Report(results={"device": "cuda:0"})
+    memory = report.results["memory"] = MemoryUse("cuda:0", Memory(1, failures=0))
+    memory.after = Memory(70, 100, inactive=25, failures=1)
+    OutOfMemoryProbe().report(records.ended(records.inference()), OutOfMemory(30, 5, False), report)
+    (event,) = report.events
+    assert (event.name, event.at_ns, event.attributes) == (
+        semconv.OUT_OF_MEMORY_EVENT,
+        100 * records.MS,
+        {
+            semconv.OOM_REQUESTED: 30,
+            semconv.OOM_FREE: 5,
+            semconv.MEMORY_AFTER: 70,
+            semconv.MEMORY_HELD: 100,
+            semconv.MEMORY_FRAGMENTATION: 0.25,
+        },
+    )
+    assert [(point.metric, point.value, point.attributes, point.of_operation) for point in report.points] == [
+        (semconv.OUT_OF_MEMORY, 1, {semconv.DEVICE: "cuda:0"}, False)
+    ]
+
+
+def test_an_error_is_kept_only_if_it_is_one_of_memory() -> None:
+    probe = OutOfMemoryProbe()
+    assert probe.failed(records.inference(), MemoryError()) == OutOfMemory(None, None, True)
+    assert probe.failed(records.inference(), ValueError()) is None
