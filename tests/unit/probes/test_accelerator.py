@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import gc
-import os
-import threading
 from collections.abc import Iterator
 
 import pytest
 
 from inferspan import InferspanWarning, faults
 from inferspan.probes import accelerator
-from inferspan.probes.accelerator import Accelerator, Captures, Memory
+from inferspan.probes.accelerator import Accelerator, Memory
 from support.fakedevice import FakeEvent, FakeGpu, install, obeyed
 
 
@@ -63,58 +61,58 @@ def test_a_known_device_is_gone_in_a_forked_child(gpu: FakeGpu) -> None:
 
 
 def test_time_between_laps(gpu: FakeGpu) -> None:
-    watch = of("cuda:0").timer(8)
-    assert watch is not None
+    timer = of("cuda:0").timer(8)
+    assert timer is not None
     gpu.work(0.25)
-    watch.lap()
+    timer.lap()
     gpu.work(0.5)
-    watch.stop()
-    assert watch.is_pending is True
-    assert not watch.is_ready()
+    timer.stop()
+    assert timer.is_pending is True
+    assert not timer.is_ready()
     gpu.finish()
-    assert watch.is_ready()
-    assert watch.laps() == [0.25, 0.5]
-    assert watch.laps() == [0.25, 0.5], "the answer stays"
+    assert timer.is_ready()
+    assert timer.laps() == [0.25, 0.5]
+    assert timer.laps() == [0.25, 0.5], "the answer stays"
 
 
 def test_a_device_that_has_finished_is_not_pending(gpu: FakeGpu) -> None:
-    watch = of("cuda:0").timer(8)
-    assert watch is not None
+    timer = of("cuda:0").timer(8)
+    assert timer is not None
     gpu.work(0.25)
     gpu.finish()
-    watch.stop()
-    assert watch.is_pending is False
-    assert watch.laps() == [0.25]
+    timer.stop()
+    assert timer.is_pending is False
+    assert timer.laps() == [0.25]
 
 
 def test_what_is_not_ready_when_asked_stays_unknown(gpu: FakeGpu) -> None:
-    watch = of("cuda:0").timer(8)
-    assert watch is not None
+    timer = of("cuda:0").timer(8)
+    assert timer is not None
     gpu.work(1)
-    watch.stop()
-    assert watch.laps() == []
+    timer.stop()
+    assert timer.laps() == []
     gpu.finish()
-    assert watch.laps() == []
+    assert timer.laps() == []
 
 
 def test_events_are_used_again_by_the_same_device_only(gpu: FakeGpu) -> None:
     before = FakeEvent.made
     for _ in range(5):
         for device in ("cuda:0", "cuda:1"):
-            watch = of(device).timer(8)
-            assert watch is not None
-            watch.stop()
+            timer = of(device).timer(8)
+            assert timer is not None
+            timer.stop()
             gpu.finish()
-            assert watch.laps() == [0.0]
+            assert timer.laps() == [0.0]
     assert FakeEvent.made - before == 4
 
 
 def test_an_event_that_may_still_be_read_is_not_recorded_anew(gpu: FakeGpu) -> None:
-    watch = of("cuda:0").timer(8)
-    assert watch is not None
+    timer = of("cuda:0").timer(8)
+    assert timer is not None
     gpu.work(1)
-    watch.stop()
-    watch.laps()  # given up
+    timer.stop()
+    timer.laps()  # given up
     other = of("cuda:0").timer(8)
     assert other is not None
     other.stop()
@@ -122,11 +120,11 @@ def test_an_event_that_may_still_be_read_is_not_recorded_anew(gpu: FakeGpu) -> N
     assert other.laps() == [0.0]
 
 
-def test_the_number_of_stopwatches_is_bounded(gpu: FakeGpu) -> None:
+def test_the_number_of_timers_is_bounded(gpu: FakeGpu) -> None:
     device = of("cuda:0")
-    watches = [device.timer(2) for _ in range(3)]
-    assert [watch is None for watch in watches] == [False, False, True]
-    del watches
+    timers = [device.timer(2) for _ in range(3)]
+    assert [timer is None for timer in timers] == [False, False, True]
+    del timers
     gc.collect()
     assert device.timer(2) is not None, "those that were lost with their records do not count"
 
@@ -137,28 +135,28 @@ def test_nothing_is_recorded_inside_a_capture(gpu: FakeGpu) -> None:
 
 
 def test_a_capture_that_began_meanwhile_leaves_the_time_unknown(gpu: FakeGpu) -> None:
-    watch = of("cuda:0").timer(8)
-    assert watch is not None
+    timer = of("cuda:0").timer(8)
+    assert timer is not None
     gpu.capturing = True
-    watch.stop()
+    timer.stop()
     gpu.capturing = False
     gpu.finish()
-    assert watch.laps() == []
+    assert timer.laps() == []
 
 
 def test_nothing_is_queried_while_another_thread_captures(gpu: FakeGpu) -> None:
-    watch = of("cuda:0").timer(8)
-    assert watch is not None
+    timer = of("cuda:0").timer(8)
+    assert timer is not None
     gpu.work(0.5)
-    watch.stop()
+    timer.stop()
     gpu.finish()
     graph, queries = object(), gpu.queries
     accelerator.captures.begin(graph)
-    assert not watch.is_ready()
+    assert not timer.is_ready()
     assert gpu.queries == queries
     accelerator.captures.end(graph)
-    assert watch.is_ready()
-    assert watch.laps() == [0.5]
+    assert timer.is_ready()
+    assert timer.laps() == [0.5]
 
 
 def test_mps_has_no_time_since_reading_it_would_wait(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,63 +164,20 @@ def test_mps_has_no_time_since_reading_it_would_wait(monkeypatch: pytest.MonkeyP
     assert device.timer(8) is None
 
 
-# -- captures ----------------------------------------------------------------------------------------------------
-
-
-def test_a_capture_waits_for_a_query_that_has_begun() -> None:
-    captures = Captures()
-    assert captures.keep_out()
-    began = threading.Event()
-    thread = threading.Thread(target=lambda: (captures.begin(1), began.set()))
-    thread.start()
-    assert not began.wait(0.05)
-    captures.let_in()
-    assert began.wait(5)
-    thread.join()
-    assert not captures.keep_out()
-
-
-def test_captures_of_several_threads_at_once() -> None:
-    captures = Captures()
-    first, second = object(), object()
-    captures.begin(first)
-    captures.begin(second)
-    captures.end(first)
-    captures.end(first)  # capture_end calls capture_end_pre
-    assert not captures.keep_out()
-    captures.end(second)
-    assert captures.keep_out()
-    captures.let_in()
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
-def test_a_forked_child_knows_no_captures_of_its_parent() -> None:
-    captures = accelerator.captures
-    graph = object()
-    captures.begin(graph)
-    try:
-        child = os.fork()
-        if not child:
-            os._exit(0 if captures.keep_out() else 1)
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    finally:
-        captures.end(graph)
-
-
 # -- errors of the driver ----------------------------------------------------------------------------------------
 
 
-def test_an_error_of_the_driver_is_told_once_and_the_device_left_alone(gpu: FakeGpu) -> None:
+def test_an_error_of_the_driver_is_warned_of_once_and_the_device_left_alone(gpu: FakeGpu) -> None:
     device = of("cuda:0")
-    watch = device.timer(8)
-    assert watch is not None
+    timer = device.timer(8)
+    assert timer is not None
     gpu.work(1)
     gpu.error = RuntimeError("CUDA error: an illegal memory access was encountered")
     with pytest.warns(InferspanWarning, match="cuda:0 gave an error"):
-        watch.stop()
-    assert watch.is_pending is None
-    assert watch.is_ready(), "nothing is to be waited for"
-    assert watch.laps() == []
+        timer.stop()
+    assert timer.is_pending is None
+    assert timer.is_ready(), "nothing is to be waited for"
+    assert timer.laps() == []
     assert device.timer(8) is None
     assert of("cuda:1").is_broken is False
 

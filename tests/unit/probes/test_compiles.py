@@ -9,8 +9,11 @@ from typing import Any
 
 import pytest
 
+from inferspan import semconv
+from inferspan.core.probe import Report
 from inferspan.probes import compiles
 from inferspan.probes.recompile_reason import redact
+from support import records
 
 
 def forward() -> None:
@@ -44,14 +47,13 @@ def runtime(**fields: Any) -> SimpleNamespace:
 # -- metrics ---------------------------------------------------------------------------------------------------------
 
 
-def test_first_compilation_tells_function_place_and_time() -> None:
+def test_first_compilation_has_function_place_and_time() -> None:
     before = time.perf_counter_ns()
     compiled = compiles.read(metrics(), {})
     assert (compiled.function, compiled.location) == ("forward", f"test_compiles.py:{CODE.co_firstlineno}")
     assert compiled.seconds == pytest.approx(2.0, abs=0.5)
     assert compiled.start_ns == pytest.approx(before - 2e9, abs=5e8)
-    assert (compiled.reason, compiled.cache_hit, compiled.error) == (None, None, None)
-    assert (compiled.autotune_seconds, compiled.cudagraph_seconds) == (None, None)
+    assert (compiled.reason, compiled.error) == (None, None)
 
 
 def test_time_is_never_negative_when_the_clock_was_set_back() -> None:
@@ -93,23 +95,11 @@ def test_error_is_the_bare_type_and_no_message(fail_type: str, error: str) -> No
     assert "SECRET" not in repr(compiled)
 
 
-@pytest.mark.parametrize(
-    ("hits", "misses", "expected"), [(0, 0, None), (1, 0, True), (0, 1, False), (2, 1, False), (None, None, None)]
-)
-def test_cache_hit_only_when_nothing_was_missed(hits: int | None, misses: int | None, expected: bool | None) -> None:
-    given = metrics(inductor_fx_local_cache_hit_count=hits, inductor_fx_local_cache_miss_count=misses)
-    assert compiles.read(given, {}).cache_hit is expected
-
-
-def test_autotuning_is_told_apart() -> None:
-    assert compiles.read(metrics(compile_time_autotune_time_us=1_500_000), {}).autotune_seconds == 1.5
-
-
-def test_first_run_tells_what_it_did_once_and_no_function() -> None:
+def test_first_run_has_the_time_of_what_it_did_once_and_no_function() -> None:
     given = runtime(duration_us=700_000, runtime_triton_autotune_time_us=500_000, runtime_cudagraphify_time_us=200_000)
     compiled = compiles.read(given, {})
     assert (compiled.function, compiled.location, compiled.reason) == (None, None, None)
-    assert (compiled.seconds, compiled.autotune_seconds, compiled.cudagraph_seconds) == (0.7, 0.5, 0.2)
+    assert compiled.seconds == 0.7
 
 
 def test_sum_counts_what_got_code_and_the_time_of_all() -> None:
@@ -119,10 +109,62 @@ def test_sum_counts_what_got_code_and_the_time_of_all() -> None:
         compiles.Compile("f", "m.py:1", 0, 2.0, reason="x == 2"),
         compiles.Compile("f", "m.py:1", 0, 4.0, error="BackendCompilerFailed"),
         compiles.Compile(None, None, 0, 8.0, reason="x == 2", error="Unsupported"),
-        compiles.Compile(None, None, 0, 16.0, autotune_seconds=16.0),
+        compiles.Compile(None, None, 0, 16.0),
     ):
         total.add(compiled)
     assert (total.count, total.recompiles, total.seconds, len(total.kept)) == (2, 1, 31.0, 5)
+
+
+# -- the probe -------------------------------------------------------------------------------------------------------
+
+
+def recorded(*found: compiles.Compile, has_probe: bool = True) -> Report:
+    """What is reported of an inference during which these were compiled."""
+    probe = compiles.CompilesProbe()
+    record = records.inference(of=records.plan(probes=records.table(*([probe] if has_probe else []))))
+    for compiled in found:
+        compiles.CompilesProbe.note(record, compiled)
+    report = Report()
+    probe.report(record, record.mark_of("compiles"), report)
+    return report
+
+
+def test_inference_during_which_something_was_compiled_has_its_time_and_number() -> None:
+    report = recorded(
+        compiles.Compile("f", "m.py:1", 5, 1.0),
+        compiles.Compile("f", "m.py:1", 7, 2.0, reason="x == 2"),
+    )
+    assert report.attributes == {semconv.COMPILE_COUNT: 2, semconv.COMPILE_TIME: 3.0}
+    assert [(point.metric, point.value) for point in report.points] == [
+        (semconv.COMPILE_DURATION, 3.0),
+        (semconv.RECOMPILES, 1),
+    ]
+    assert [(event.name, event.at_ns, event.attributes) for event in report.events] == [
+        (
+            semconv.RECOMPILE_EVENT,
+            7,
+            {
+                semconv.COMPILE_FUNCTION: "f",
+                semconv.COMPILE_LOCATION: "m.py:1",
+                semconv.COMPILE_REASON: "x == 2",
+                semconv.COMPILE_TIME: 2.0,
+                semconv.ERROR_TYPE: None,
+            },
+        )
+    ]
+
+
+def test_events_of_recompilations_are_bounded_and_the_sums_are_not() -> None:
+    report = recorded(*(compiles.Compile("f", "m.py:1", place, 1.0, reason="x == 2") for place in range(100)))
+    assert [event.at_ns for event in report.events] == list(range(8))
+    assert report.attributes == {semconv.COMPILE_COUNT: 100, semconv.COMPILE_TIME: 100.0}
+
+
+@pytest.mark.parametrize("has_probe", [True, False], ids=["nothing compiled", "not measured"])
+def test_inference_without_compilations_says_nothing_of_them(has_probe: bool) -> None:
+    found = [] if has_probe else [compiles.Compile("f", "m.py:1", 5, 1.0)]
+    report = recorded(*found, has_probe=has_probe)
+    assert (report.attributes, report.points, report.events) == ({}, [], [])
 
 
 # -- reasons ---------------------------------------------------------------------------------------------------------

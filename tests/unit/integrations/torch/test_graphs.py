@@ -10,7 +10,7 @@ import pytest
 from inferspan.core.patching import Patches
 from inferspan.integrations.torch import graphs
 from inferspan.probes import accelerator
-from inferspan.probes.accelerator import Captures
+from inferspan.probes.captures import Captures
 
 
 class Graph:
