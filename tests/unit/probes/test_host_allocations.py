@@ -9,7 +9,6 @@ import pytest
 
 import inferspan
 from inferspan import semconv
-from inferspan.probes import host_allocations
 from support.recorder import Recorder
 
 ALLOCATED, PEAK = semconv.HOST_ALLOCATED, semconv.HOST_PEAK
@@ -69,4 +68,4 @@ def test_tracing_that_the_program_stops_meanwhile_hurts_nobody(bare_recorder: Re
     tracemalloc.stop()
     assert think(bare_recorder)[ALLOCATED] == 0
     bare_recorder.close()
-    assert not host_allocations.is_tracing
+    assert not tracemalloc.is_tracing()

@@ -11,9 +11,14 @@ from typing import Any
 
 import pytest
 
+from inferspan import InferspanWarning, faults, semconv
+from inferspan.core.probe import Report
 from inferspan.probes import leaks
-from inferspan.probes.leaks import ALLOCATOR, RESIDENT, Leak, Leaks, Noise
-from inferspan.probes.process import ResidentMemory
+from inferspan.probes.accelerator import Memory
+from inferspan.probes.leaks import ALLOCATOR, RESIDENT, Leak, Leaks, LeaksProbe, Noise
+from inferspan.probes.memory import MemoryUse
+from inferspan.probes.process import ProcessUse, ResidentMemory
+from support import records
 
 KIB, MIB = 1 << 10, 1 << 20
 BASE = 900 * MIB
@@ -322,3 +327,67 @@ def test_real_loop_of_a_model(leaking: bool) -> None:
     if leaking:
         mean = sum(tensor.nbytes for tensor in kept) / len(kept)
         assert told[0].bytes_per_inference == pytest.approx(mean, rel=0.3)
+
+
+# The probe
+
+
+def leaking(probe: LeaksProbe, bytes_each: int, operation: str = "chat", count: int = 400) -> list[Report]:
+    """What is reported of so many inferences, each of which leaves something behind."""
+    found = []
+    for number in range(count):
+        record = records.ended(records.inference(operation, "me/model"), number * 1000, number * 1000 + 1)
+        use = ProcessUse(None)
+        use.memory_bytes = BASE + number * bytes_each
+        found.append(Report(results={"process": use}))
+        probe.report(record, None, found[-1])
+    return found
+
+
+@pytest.mark.usefixtures("collections")
+def test_probe_warns_of_a_leak_once_and_reports_the_growth(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(faults, "_reported", {})
+    monkeypatch.setattr(leaks, "_collections", iter(range(10**6)).__next__)
+    with pytest.warns(InferspanWarning, match="memory of this process grows by 1 MiB") as warned:
+        reports = leaking(LeaksProbe(), MIB)
+
+    assert len(warned) == 1
+    (event,) = [event for report in reports for event in report.events]
+    assert event.name == semconv.LEAK_EVENT
+    assert event.attributes[semconv.DEVICE] == "cpu"
+    assert event.attributes[semconv.GROWTH] == pytest.approx(MIB, rel=0.05)
+    (point,) = reports[-1].points
+    assert (point.metric, point.attributes, point.of_operation) == (
+        semconv.MEMORY_GROWTH,
+        {semconv.DEVICE: "cpu"},
+        False,
+    )
+    assert point.value == pytest.approx(MIB, rel=0.05)
+
+
+@pytest.mark.usefixtures("collections")
+def test_probe_reports_no_growth_where_there_is_none() -> None:
+    reports = leaking(LeaksProbe(), 0)
+
+    assert [event for report in reports for event in report.events] == []
+    assert [point.value for point in reports[-1].points] == [0.0]
+    assert reports[0].points == [], "not known yet"
+
+
+@pytest.mark.usefixtures("collections")
+def test_probe_begins_anew_when_a_model_is_loaded() -> None:
+    probe = LeaksProbe()
+    leaking(probe, 0, count=200)
+    assert len(probe._leaks.keys()) == 1
+    leaking(probe, 0, operation=semconv.LOAD_OPERATION, count=1)
+
+    assert probe._leaks.keys() == []
+
+
+def test_probe_follows_the_allocator_of_a_device_too() -> None:
+    probe = LeaksProbe()
+    memory = MemoryUse("cuda:0", None)
+    memory.after = Memory(5)
+    probe.report(records.ended(records.inference("chat", "me/model")), None, Report(results={"memory": memory}))
+
+    assert probe._leaks.keys() == [("me/model", "cuda:0")]

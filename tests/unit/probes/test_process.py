@@ -8,8 +8,11 @@ from time import perf_counter_ns
 
 import pytest
 
+from inferspan import semconv
+from inferspan.core.probe import Report
 from inferspan.probes import process
-from inferspan.probes.process import ResidentMemory, cpu_time_ns
+from inferspan.probes.process import ProcessProbe, ResidentMemory, cpu_time_ns
+from support import records
 
 STATM = Path("/proc/self/statm")
 needs_proc = pytest.mark.skipif(not STATM.exists(), reason="the platform has no /proc")
@@ -105,3 +108,46 @@ def test_cpu_time_goes_on_with_work() -> None:
         sum(range(1000))
 
     assert cpu_time_ns() > start
+
+
+# The probe
+
+
+def test_probe_reads_at_both_ends_of_an_inference(statm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu = iter([5_000_000_000, 5_250_000_000])
+    monkeypatch.setattr(process, "cpu_time_ns", lambda: next(cpu))
+    probe = ProcessProbe()
+    record = records.inference()
+    mark = probe.begin(record, None)
+    statm.write_text("1000 26 10 1 0 99 0\n")
+    record.end_ns = perf_counter_ns() + 20_000_000
+    probe.end(record, mark)
+    report = Report()
+    probe.report(record, mark, report)
+    probe.close()
+
+    assert report.attributes == {
+        semconv.CPU_TIME: 0.25,
+        semconv.MEMORY_USAGE_BEFORE: 25 * 4096,
+        semconv.MEMORY_USAGE: 26 * 4096,
+    }
+    assert report.results["process"] is mark
+
+
+def test_probe_of_an_inference_that_it_did_not_see_begin_reports_nothing() -> None:
+    report = Report()
+    probe = ProcessProbe()
+    probe.report(records.inference(), None, report)
+    probe.close()
+
+    assert (report.attributes, report.results) == ({}, {})
+
+
+@needs_proc
+def test_probe_that_is_closed_holds_no_descriptor() -> None:
+    before = open_descriptors()
+    probe = ProcessProbe()
+    assert open_descriptors() == before + 1
+    probe.close()
+
+    assert open_descriptors() == before
