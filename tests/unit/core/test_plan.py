@@ -254,6 +254,17 @@ def test_probe_that_fails_when_it_is_planned_loses_only_itself(broken: Row, monk
     assert faults.counts() == {"probes.prepare": 1}
 
 
+def test_probe_that_fails_to_close_keeps_none_from_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(faults, "reraise", False)
+    monkeypatch.setattr(faults, "_counts", {})
+    before, broken, after = (Noting(name, Brackets.INFERENCE) for name in ("before", "broken", "after"))
+    broken.close = fail  # type: ignore[method-assign]
+    records.table(before, broken, after).close()
+
+    assert (before.is_closed, after.is_closed) == (True, True)
+    assert sum(faults.counts().values()) == 1
+
+
 # In force
 
 
