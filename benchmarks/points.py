@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 
+from inferspan.emit.streams import MetricFastPath
 from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.sdk.metrics import MeterProvider
@@ -18,7 +19,6 @@ from opentelemetry.sdk.trace import TracerProvider
 from overhead import lower_half
 
 from inferspan import semconv
-from inferspan.emit.streams import MetricFastPath
 
 ROUNDS = 20
 POINTS = 5000
