@@ -230,11 +230,12 @@ def _by_hand_equal(phases: Phases, tracer: Any, meter: Any, shape: dict[str, Any
 
 
 def _floor(phases: Phases, provider: Any, meter: Any, shape: dict[str, Any], with_spans: bool) -> Callable[[], Any]:
-    from inferspan.emit.streams import MetricFastPath
     from opentelemetry.sdk.trace import ReadableSpan
     from opentelemetry.trace import SpanContext, TraceFlags
 
-    points = [(MetricFastPath(histogram, "histogram"), attributes) for histogram, attributes in _points(meter, shape)]
+    from inferspan.emit.fastpath import FastInstrument
+
+    points = [(FastInstrument(histogram, "histogram"), attributes) for histogram, attributes in _points(meter, shape)]
     tracer = provider.get_tracer("floor")
     sampled = TraceFlags(TraceFlags.SAMPLED)
     done: deque[list[int]] = deque()
