@@ -17,6 +17,7 @@ from inferspan.core import current
 from inferspan.core.model import ModelInfo, display_name
 from inferspan.core.plan import Plan
 from inferspan.core.record import Inference, Phase
+from inferspan.core.state import state
 
 
 class InferenceBlock:
@@ -75,10 +76,10 @@ class InferenceBlock:
         if model is not None:
             return current.plan(model, (self._operation, self._name), _make_plan, model)
         settings, key = current.settings(), (self._name, self._operation, self._model)
-        plan = current.state.plans.named.get(key)
+        plan = state.plans.named.get(key)
         if settings is not None and (plan is None or plan.settings is not settings):
             plan = current.make_plan(self._operation, info=_named(self._model), name=self._name)
-            current.state.plans.keep_named(key, plan)
+            state.plans.keep_named(key, plan)
         return plan
 
     def _override(self, inference: Inference) -> None:

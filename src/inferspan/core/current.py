@@ -12,8 +12,9 @@ Each :class:`Active` knows the one outside of it, so that the answer is right ho
 - an inference that is open may get phases from any thread or task;
 - whoever is left out of order, or in another context, leaves nothing behind in either.
 
-What is opened here is handed to a :class:`~inferspan.core.state.Sink` when it closes. There is one sink while instrumented, none otherwise:
-a wrapper that somebody kept beyond ``uninstrument()`` finds none and passes straight through.
+What is opened here is handed to a :class:`~inferspan.core.state.Sink` when it closes. There is one sink while
+instrumented, none otherwise: a wrapper that somebody kept beyond ``uninstrument()`` finds none and passes straight
+through.
 """
 
 from __future__ import annotations
@@ -398,9 +399,7 @@ def leave(active: Active) -> None:
     if _active.get() is not active:
         return
     context, outer = active.context_before, active.outer
-    while outer is not None and (
-        outer.is_left or ((inference := outer.inference) is not None and inference.end_ns is not None)
-    ):
+    while outer is not None and _is_over(outer):
         context = context if outer.context_before is None else outer.context_before
         outer = outer.outer
     _active.set(outer)
@@ -512,11 +511,10 @@ def begin_forward(phase: Phase, model: Any, device: str | None, since_ns: int) -
     try:
         phase.is_forward = True
         plan = inference.plan
-        is_own = plan.model() is model
-        on = plan.devices.get(device) if is_own else None
+        on = plan.devices.get(device) if plan.model() is model else None
         if on is None:
             on = state.describer.device_of(model, device)
-            if is_own:
+            if plan.model() is model:
                 plan.devices[device] = on
         of_forward, of_inference = plan.by_device.get(on) or plan.prepare_on(on)
         if of_inference:
@@ -539,11 +537,6 @@ def model_called(phase: Phase, model: Any, args: tuple[Any, ...], kwargs: dict[s
             probe.model_called(phase, mark, model, args, kwargs)
         except Exception:  # noqa: BLE001 - it loses only itself
             faults.note("probes.model_called")
-
-
-def has_current_span() -> bool:
-    """Whether some span is current here."""
-    return get_current_span().get_span_context().is_valid
 
 
 # -- the process ------------------------------------------------------------------------------------------------------
@@ -580,10 +573,10 @@ def _after_fork_in_child() -> None:
 def _before_fork() -> None:
     # A root's ids are made when they are asked for: the child may be in the same trace, so both have to have them.
     # The current one may have ended: a task that was begun in it goes on in its context.
-    for span in (get_current_span(), *(inference.root for inference in list(state.open.values()))):
+    roots = (inference.root for inference in list(state.open.values()))
+    for span in filter(None, (get_current_span(), *roots)):
         with suppress(Exception):  # the current one may be of the program's making
-            if span is not None:
-                span.get_span_context()
+            span.get_span_context()
 
 
 if hasattr(os, "register_at_fork"):

@@ -18,6 +18,7 @@ from inferspan import faults, forks, semconv
 from inferspan.core import current, rank
 from inferspan.core.probe import Probe, Report, add_up, is_ready, parts_of
 from inferspan.core.record import Inference, Overflow, Phase, StandalonePhase
+from inferspan.core.state import state
 from inferspan.devices import instruments
 from inferspan.emit.content import content_attributes
 from inferspan.emit.metrics import Points
@@ -118,7 +119,7 @@ class Pipeline:
     def observed(self) -> dict[str, float]:
         """What is true now, by the name of its metric."""
         return {
-            semconv.ACTIVE_INFERENCES: len(current.state.open),
+            semconv.ACTIVE_INFERENCES: len(state.open),
             semconv.OVERHEAD_HOOKS: (_process.hooks_ns + self._hooks_ns) * 1e-9,
             semconv.OVERHEAD_WORKER: (_process.worker_ns + self._worker.busy_ns) * 1e-9,
             semconv.OVERHEAD_QUEUE: self._worker.most_waiting,

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from wrapt import register_post_import_hook
 
 from inferspan import faults
-from inferspan.core import current
+from inferspan.core.state import state
 from inferspan.integrations import INTEGRATIONS, Integration, Library
 from inferspan.integrations.patching import Patches
 
@@ -39,7 +39,7 @@ class Registry:
 
     def install(self, settings: Settings) -> None:
         """Patch what is imported already, now, and the rest when the program imports it."""
-        self._patches = current.state.patches = Patches()
+        self._patches = state.patches = Patches()
         self._enabled = tuple(integration for integration in self._table if integration.is_enabled(settings))
         faults.look_past(integration.library.name for integration in self._enabled)
         for integration in self._enabled:
@@ -49,7 +49,7 @@ class Registry:
     def remove(self) -> None:
         """Put everything back as it was."""
         patches, self._patches, self._enabled = self._patches, None, ()
-        current.state.patches = None
+        state.patches = None
         if patches is not None:
             patches.undo()
 

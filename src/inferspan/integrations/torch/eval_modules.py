@@ -19,6 +19,7 @@ from typing import Any
 
 from inferspan import faults
 from inferspan.core import current
+from inferspan.core.state import state
 from inferspan.integrations.patching import Patches, subclasses
 from inferspan.integrations.torch.calls import forget, is_root, roots, track_root, untrack_root, unwrap_model, wrap_call
 from inferspan.integrations.torch.layers import choose
@@ -135,12 +136,12 @@ class ModuleHandle:
         _by_hand.pop(id(self), None)
         if module is None:
             return
-        current.state.models.forget(module)
+        state.models.forget(module)
         if self._has_layers:
             choose(module, None)
         if not self._was_root:
             untrack_root(module)
-            patches = current.state.patches
+            patches = state.patches
             if patches is not None and not any(type(root) is type(module) for root in roots()):
                 patches.undo_of(type(module), "__call__")
 
@@ -156,9 +157,9 @@ class ModuleHandle:
             return
         self._was_root = is_root(module)
         track_root(module, patches)
-        describer = current.state.describer
+        describer = state.describer
         if self._name is not None and describer is not None:
-            current.state.models.rename(module, self._name, describer)
+            state.models.rename(module, self._name, describer)
 
 
 def _nothing() -> None:
@@ -190,6 +191,6 @@ def instrument_module(module: Any, *, name: str | None = None, layers: str | int
         choose(model, layers)
     handle = ModuleHandle(model, name, layers is not None)
     _by_hand[id(handle)] = handle
-    if current.state.patches is not None:
-        handle._install(current.state.patches)
+    if state.patches is not None:
+        handle._install(state.patches)
     return handle

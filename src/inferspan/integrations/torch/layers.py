@@ -22,7 +22,7 @@ from itertools import count, islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from inferspan import faults
-from inferspan.core import current
+from inferspan.core.state import state
 from inferspan.integrations.patching import Patches
 from inferspan.integrations.torch.calls import track, unwrap_model, wrap_call
 
@@ -79,7 +79,7 @@ def choose(model: Any, layers: str | int | None) -> None:
         if isinstance(layers, bool) or (isinstance(layers, int) and layers < 1) or not isinstance(layers, (int, str)):
             raise ValueError(f"layers={layers!r}: allowed are 'transformer', a depth from 1 on, a pattern")
         _chosen[model] = str(layers)
-    current.state.plans.forget(model)
+    state.plans.forget(model)
 
 
 def is_chosen(model: Any) -> bool:
@@ -93,7 +93,7 @@ def is_chosen(model: Any) -> bool:
 def plan_of(model: Any, settings: Settings) -> LayerPlan | None:
     """What is recorded of this model; ``None`` if nothing is to be."""
     model = unwrap_model(model)
-    wanted, patches = _chosen.get(model) or settings.layers, current.state.patches
+    wanted, patches = _chosen.get(model) or settings.layers, state.patches
     if not wanted or patches is None:
         return None
     plan = _plans.get(model)

@@ -22,6 +22,7 @@ from typing import Any
 
 from opentelemetry import context as otel_context
 from opentelemetry.context import Context
+from opentelemetry.trace import get_current_span
 
 from inferspan import faults, semconv
 from inferspan.core import current
@@ -206,7 +207,7 @@ def _open(model: Any, streamer: Any) -> Inference | None:
     if is_replica(model):
         return None
     parent = None
-    if streamer is not None and not current.has_current_span():
+    if streamer is not None and not get_current_span().get_span_context().is_valid:
         # Thread(target=model.generate) starts without a context; the streamer brings that of its maker.
         carried = getattr(streamer, "_inferspan_origin", None)
         parent = carried.context if isinstance(carried, _Origin) else None
@@ -317,7 +318,7 @@ class _Origin:
 def _streamer_init(original: Callable[..., None]) -> Callable[..., None]:
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
         original(self, *args, **kwargs)
-        if current.settings() is not None and current.has_current_span():
+        if current.settings() is not None and get_current_span().get_span_context().is_valid:
             self._inferspan_origin = _Origin(otel_context.get_current())
 
     return __init__

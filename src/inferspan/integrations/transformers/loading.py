@@ -15,6 +15,7 @@ from inferspan import faults, semconv
 from inferspan.core import current
 from inferspan.core.model import ModelInfo, display_name
 from inferspan.core.record import Inference
+from inferspan.core.state import state
 from inferspan.integrations.patching import Patches
 
 
@@ -55,8 +56,8 @@ def _open(cls: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Inference 
 @faults.guarded("loading.note")
 def _note_model(inference: Inference, result: Any, kwargs: dict[str, Any]) -> None:
     model = result[0] if isinstance(result, tuple) else result  # with output_loading_info=True
-    loaded, describer = inference.info, current.state.describer
-    current.state.models.forget(model)
+    loaded, describer = inference.info, state.describer
+    state.models.forget(model)
     info = current.model_info(model)
     if loaded is not None:
         info.name = loaded.name

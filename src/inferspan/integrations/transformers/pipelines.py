@@ -24,6 +24,7 @@ from inferspan.core import current
 from inferspan.core.messages import Content
 from inferspan.core.plan import Plan
 from inferspan.core.record import Inference, Phase
+from inferspan.core.state import state
 from inferspan.integrations.patching import Patches
 from inferspan.integrations.tensors import read_batch
 from inferspan.integrations.transformers import content, lazy
@@ -56,7 +57,7 @@ install_iterator = lazy.install
 def _call(original: Callable[..., Any], patches: Patches) -> Callable[..., Any]:
     def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
         active = current.here()
-        if current.state.settings is None or (active is not None and active.phase is not None):
+        if state.settings is None or (active is not None and active.phase is not None):
             return original(self, *args, **kwargs)
         if _patched_classes.get(type(self)) is not patches:
             _patch_phases(type(self), patches)
