@@ -22,14 +22,17 @@ def collections() -> Iterator[None]:
         yield
 
 
+@pytest.mark.parametrize("fast_path", ["true", "false"], ids=["fast path", "plain path"])
 @pytest.mark.parametrize("group", groups.NAMES)
-def test_golden_run_tells_what_was_recorded(group: str) -> None:
+def test_golden_run_emits_what_was_recorded(group: str, fast_path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the short ways past the SDK's public interface, and on the ordinary ones."""
     try:
         recorded = groups.recorded(group)
     except LookupError as error:
         pytest.skip(f"{error}: THE GOLDEN RUN IS NOT COMPARED")
-    told = difference(recorded.read_text(), groups.text(group))
-    assert not told, f"{recorded.name} of the golden run differs:\n{told}"
+    monkeypatch.setenv("INFERSPAN_FAST_PATH", fast_path)
+    found = difference(recorded.read_text(), groups.text(group))
+    assert not found, f"{recorded.name} of the golden run differs:\n{found}"
 
 
 def test_renamed_text_is_sorted_by_the_new_names() -> None:
