@@ -23,8 +23,9 @@ _NAME_MAX = 256
 class Witness(Protocol):
     """A few places of a model that change when what is known of it does."""
 
-    def holds(self) -> bool:
-        """Whether they are as they were. Asked before each inference, so it may take a microsecond, no more."""
+    def look(self) -> object:
+        """What they are now: equal to what they were as long as nothing has changed. Asked before each inference, so it
+        may take a microsecond, no more."""
 
 
 class Describer(Protocol):
@@ -60,6 +61,7 @@ class ModelInfo:
     ``from_pretrained`` took, ``None`` where the model came another way. ``is_described``: its attributes need not be
     read for the next inference. ``dtype`` is that of its weights as torch names it, ``devices`` over how many it is
     spread; both are set by the measure that lists its weights. ``facts`` is what measures remember of it, by name.
+    ``is_stale``: something else is known of the instance by now.
     """
 
     __slots__ = (
@@ -69,10 +71,12 @@ class ModelInfo:
         "dtype",
         "facts",
         "is_described",
+        "is_stale",
         "load_ns",
         "name",
         "provider",
         "revision",
+        "seen",
         "witness",
     )
 
@@ -83,11 +87,13 @@ class ModelInfo:
         self.cold: bool | None = True
         self.load_ns: int | None = None
         self.is_described = False
+        self.is_stale = False
         self.asked: dict[str, dict[str, str]] = {}
         self.facts: dict[str, Any] = {}
         self.dtype: str | None = None
         self.devices = 1
         self.witness: Witness | None = None
+        self.seen: object = None
 
     def attributes_for(self, operation: str) -> Mapping[str, str]:
         """The root span's attributes that a sampler may look at, made once for each operation."""
@@ -124,7 +130,7 @@ class Models:
         known = self._by_id.get(id(model))
         if known is not None and known[0]() is model:
             info = known[1]
-            if info.witness is None or info.witness.holds():
+            if info.witness is None or info.witness.look() == info.seen:
                 return info
             return self._keep(model, info.renewed(), describer)
         return self._keep(model, _read(model, describer, local_name), describer)
@@ -138,7 +144,9 @@ class Models:
 
     def forget(self, model: Any) -> None:
         """Drop what is known: the next inference of this instance is cold again (it has been loaded anew)."""
-        self._by_id.pop(id(model), None)
+        known = self._by_id.pop(id(model), None)
+        if known is not None:
+            known[1].is_stale = True
 
     def _keep(self, model: Any, info: ModelInfo, describer: Describer) -> ModelInfo:
         place = id(model)
@@ -146,7 +154,9 @@ class Models:
             owner = weakref.ref(model, lambda _: self._by_id.pop(place, None))
         except TypeError:  # cannot be referred to weakly: nothing is remembered of it
             return info
+        self.forget(model)
         info.witness = describer.witness(model)
+        info.seen = None if info.witness is None else info.witness.look()
         self._by_id[place] = owner, info
         return info
 

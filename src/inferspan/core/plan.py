@@ -48,18 +48,19 @@ class Probes:
     def close(self) -> None:
         """Release what they hold."""
         for probe in self.loaded():
-            probe.close()
+            try:
+                probe.close()
+            except Exception:  # noqa: BLE001 - the others still hold something
+                faults.note("probes.close")
 
 
 class Plan:
     """One call site. ``asked`` is what a sampler sees of a root span, ``attributes`` what stands on every root,
-    ``source`` the integration that made it."""
+    ``source`` the integration that made it, ``reads_text`` whether its input is text, if that is always the same."""
 
     __slots__ = (
         "__weakref__",
-        "_by_device",
         "_forward_probes",
-        "_model",
         "_probes",
         "asked",
         "attributes",
@@ -68,6 +69,7 @@ class Plan:
         "name",
         "operation",
         "phase_probes",
+        "reads_text",
         "settings",
         "source",
     )
@@ -90,28 +92,28 @@ class Plan:
         self.asked = {semconv.OPERATION_NAME: operation} if info is None else info.attributes_for(operation)
         self.attributes: Mapping[str, Any] = {}
         self.source = source
+        self.reads_text: bool | None = None
         self._probes = probes
-        self._model = _weakly(model)
+        self.model = _weakly(model)
         found = probes.prepare(CallSite(settings, model, info, None), on_device=False)
         self.inference_probes = tuple(probe for probe in found if probe.brackets is Brackets.INFERENCE)
         self.phase_probes = tuple(probe for probe in found if probe.brackets is Brackets.PHASE)
         self._forward_probes = tuple(probe for probe in found if probe.brackets is Brackets.FORWARD)
-        self._by_device: dict[str | None, tuple[tuple[Probe, ...], tuple[Probe, ...]]] = {}
+        self.by_device: dict[str | None, tuple[tuple[Probe, ...], tuple[Probe, ...]]] = {}
 
-    def probes_on(self, device: str | None) -> tuple[tuple[Probe, ...], tuple[Probe, ...]]:
-        """The probes of a forward on this device, and those of the inference that begin with the first such forward."""
-        found = self._by_device.get(device)
-        if found is None:
-            probes: tuple[Probe, ...] = ()
-            if device is not None and device != "cpu":
-                site = CallSite(self.settings, self._model(), self.info, device)
-                probes = self._probes.prepare(site, on_device=True)
-            forward = tuple(probe for probe in probes if probe.brackets is Brackets.FORWARD)
-            later = tuple(probe for probe in probes if probe.brackets is Brackets.INFERENCE)
-            found = (*forward, *self._forward_probes), later
-            # a device that nothing has used yet may be in use at the next call
-            if probes or device in (None, "cpu"):
-                self._by_device[device] = found
+    def prepare_on(self, device: str | None) -> tuple[tuple[Probe, ...], tuple[Probe, ...]]:
+        """The probes of a forward on this device, and those of the inference that begin with the first such forward.
+        They stand in ``by_device`` from then on."""
+        probes: tuple[Probe, ...] = ()
+        if device is not None and device != "cpu":
+            site = CallSite(self.settings, self.model(), self.info, device)
+            probes = self._probes.prepare(site, on_device=True)
+        forward = tuple(probe for probe in probes if probe.brackets is Brackets.FORWARD)
+        later = tuple(probe for probe in probes if probe.brackets is Brackets.INFERENCE)
+        found = (*forward, *self._forward_probes), later
+        # a device that nothing has used yet may be in use at the next call
+        if probes or device in (None, "cpu"):
+            self.by_device[device] = found
         return found
 
 
@@ -119,17 +121,9 @@ class Plans:
     """The plans of all call sites, by the identity of their owners."""
 
     def __init__(self) -> None:
-        self._plans: dict[int, dict[Any, Plan]] = {}
+        self.by_owner: dict[int, dict[Any, Plan]] = {}
         self._owners: dict[int, weakref.ref[Any]] = {}
         self.named: dict[Any, Plan] = {}  # call sites that are no objects, by what names them
-
-    def find(self, owner: Any, key: Any, settings: Settings, info: ModelInfo | None) -> Plan | None:
-        """The plan of this owner and key, if it still holds."""
-        plans = self._plans.get(id(owner))
-        plan = None if plans is None else plans.get(key)
-        if plan is None or plan.settings is not settings or plan.info is not info:
-            return None
-        return plan
 
     def keep(self, owner: Any, key: Any, plan: Plan) -> Plan:
         """Remember it, as long as its owner lives."""
@@ -138,18 +132,14 @@ class Plans:
 
             def forget(_: Any) -> None:
                 self._owners.pop(place, None)
-                self._plans.pop(place, None)
+                self.by_owner.pop(place, None)
 
             try:
                 self._owners[place] = weakref.ref(owner, forget)
             except TypeError:  # cannot be referred to weakly: it is planned anew in each call
                 return plan
-        self._plans.setdefault(place, {})[key] = plan
+        self.by_owner.setdefault(place, {})[key] = plan
         return plan
-
-    def forget(self, owner: Any) -> None:
-        """Plan anew at the next call of this owner."""
-        self._plans.pop(id(owner), None)
 
     def keep_named(self, key: Any, plan: Plan) -> Plan:
         """Remember the plan of a call site that is no object, unless there are too many of them."""
@@ -157,9 +147,13 @@ class Plans:
             self.named[key] = plan
         return plan
 
+    def forget(self, owner: Any) -> None:
+        """Plan anew at the next call of this owner."""
+        self.by_owner.pop(id(owner), None)
+
     def clear(self) -> None:
         """Plan everything anew."""
-        self._plans.clear()
+        self.by_owner.clear()
         self.named.clear()
 
 

@@ -173,20 +173,24 @@ class Row:
     on_device: bool = False
 
 
-@faults.guarded("probes.begin")
 def begin(record: Inference | Phase, marks: list[tuple[Probe, Any]], probes: Iterable[Probe], model: Any) -> None:
-    """Have the probes note that an inference or a phase begins."""
+    """Have the probes note that an inference or a phase begins. One that fails loses only itself."""
     for probe in probes:
-        mark = probe.begin(record, model)
-        if mark is not None:
-            marks.append((probe, mark))
+        try:
+            mark = probe.begin(record, model)
+            if mark is not None:
+                marks.append((probe, mark))
+        except Exception:  # noqa: BLE001
+            faults.note("probes.begin")
 
 
-@faults.guarded("probes.end")
 def end(record: Inference | Phase, marks: Iterable[tuple[Probe, Any]]) -> None:
     """Have them note its end."""
     for probe, mark in marks:
-        probe.end(record, mark)
+        try:
+            probe.end(record, mark)
+        except Exception:  # noqa: BLE001
+            faults.note("probes.end")
 
 
 def add_up(totals: dict[str, Values], parts: Mapping[str, Values], probes: Iterable[Probe]) -> None:
@@ -198,7 +202,7 @@ def add_up(totals: dict[str, Values], parts: Mapping[str, Values], probes: Itera
             continue
         for probe in probes:
             if probe.name in known or probe.name in values:
-                known[probe.name] = probe.add(known.get(probe.name), values.get(probe.name))
+                known[probe.name] = _sum(probe, known.get(probe.name), values.get(probe.name))
 
 
 def parts_of(phase: Phase) -> dict[str, Values]:
@@ -206,7 +210,17 @@ def parts_of(phase: Phase) -> dict[str, Values]:
     if not phase.is_forward:
         return {}
     marks = phase.marks or ()
-    return {part: {probe.name: probe.value(phase, part, mark) for probe, mark in marks} for part in phase.parts()}
+    return {part: {probe.name: _value(probe, phase, part, mark) for probe, mark in marks} for part in phase.parts()}
+
+
+@faults.guarded("probes.value")
+def _value(probe: Probe, phase: Phase, part: str, mark: Any) -> Any:
+    return probe.value(phase, part, mark)
+
+
+@faults.guarded("probes.add")
+def _sum(probe: Probe, one: Any, other: Any) -> Any:
+    return probe.add(one, other)
 
 
 def is_ready(record: Inference | Phase, marks: Sequence[tuple[Probe, Any]] | None) -> bool:

@@ -148,6 +148,7 @@ class Phases:
         self.newest: Phase | None = None  # begun last
         self.last: Phase | None = None  # ended last, kept or not
         self.is_closed = False
+        self.is_incomplete = False  # some of the overflow was lost: a full queue
         self._kept_max = kept_max
         self._hand_over = hand_over
         # Concurrent tasks of one inference() block may add phases at once; a signal handler in the midst of that, too.

@@ -226,7 +226,9 @@ class DirectWriter(TracerWriter):
         if type(root) is not _Live:
             super().end(root, attributes, events, status, end_ns)
             return
-        if not root.decided().is_sampled:
+        is_sampled = root.decided().is_sampled
+        root._above = _NOWHERE  # or the roots of a program that always begins one inside of the last would all be held
+        if not is_sampled:
             return
         facts: dict[str, Any]
         if root.is_untouched:

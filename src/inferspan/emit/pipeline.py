@@ -196,6 +196,8 @@ class Pipeline:
             whole = [] if inference.self_phase is None else [parts_of(inference.self_phase)]
             for parts in (*report.parts, *whole):
                 add_up(report.totals, parts, probes)
+            if phases.is_incomplete:  # with values that are not known
+                add_up(report.totals, {part: {} for part in report.totals}, probes)
         except Exception:  # noqa: BLE001
             faults.note("telemetry.figures")
         for probe in probes:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from opentelemetry.sdk.trace import Event
 from opentelemetry.trace import Status, StatusCode
 
-from inferspan import semconv
+from inferspan import faults, semconv
 from inferspan.core import rank
 from inferspan.core.steps import DECODE, PREFILL
 from inferspan.emit.content import content_attributes
@@ -108,7 +108,10 @@ def _emit_children(writer: TracerWriter, inference: Inference, report: Report, p
 def _described(inference: Inference, part: str, values: Values, probes: Iterable[Probe]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for probe in probes:
-        found.update(probe.describe(inference, part, values))
+        try:
+            found.update(probe.describe(inference, part, values))
+        except Exception:  # noqa: BLE001 - it loses only itself
+            faults.note("probes.describe")
     return _present(found)
 
 

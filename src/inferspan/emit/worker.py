@@ -81,7 +81,10 @@ class Worker:
         if waiting >= self._queue_max:
             dropped = record.phases.drop() if isinstance(record, Inference) else 0
             if not isinstance(record, Inference) or waiting >= _ROOTS_MAX * self._queue_max:
-                self.children_dropped += dropped + (not isinstance(record, Overflow))
+                if isinstance(record, Overflow):
+                    record.inference.phases.is_incomplete = True  # its sums are not known
+                else:
+                    self.children_dropped += dropped + 1
                 return
             self.children_dropped += dropped
         self._records.append(record)

@@ -301,12 +301,15 @@ def test_probe_that_fails_to_report_leaves_none_of_its_own(
     assert faults.counts() == {"telemetry.probe": 1}
 
 
-def test_sum_of_which_a_full_queue_has_dropped_a_part_is_not_known() -> None:
+@pytest.mark.parametrize("waiting", [0, 1], ids=["after the first portion", "from the first portion on"])
+def test_sum_of_which_a_full_queue_has_dropped_a_part_is_not_known(waiting: int) -> None:
     """A number that is too small would pass for the whole."""
     ones = Ones()
     made = Pipeline(Settings(devices="never", queue_max=1), records.table(ones), NoOpTracerProvider())
     try:
         record = records.inference(hand_over=lambda phases: made.submit(Overflow(record, phases)), children_max=1)
+        for _ in range(waiting):
+            made.submit(ended())
         for _ in range(1 + 3 * 64):
             forward(record, ones)
         assert made.drain(10)

@@ -71,7 +71,7 @@ class _Witness:
     """The places that show a cast, a move, a quantisation, an adapter or a new head: the parts of the model and of what
     holds its last linear layer, the first parameter, that layer's weight, the first layer with adapters."""
 
-    __slots__ = ("_adapters", "_parents", "_seen", "_weights")
+    __slots__ = ("_adapters", "_parents", "_weights")
 
     def __init__(self, model: Any) -> None:
         first = last = parent = adapters = None
@@ -87,12 +87,8 @@ class _Witness:
         self._parents = [weakref.ref(module) for module in (model, parent) if module is not None]
         self._weights = [weakref.ref(module) for module in (first, last) if module is not None]
         self._adapters = None if adapters is None else weakref.ref(adapters)
-        self._seen = self._look()
 
-    def holds(self) -> bool:
-        return self._look() == self._seen
-
-    def _look(self) -> list[Any]:
+    def look(self) -> list[Any]:
         seen: list[Any] = []
         for place in self._parents:
             module = place()
