@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import architecture
+
 from inferspan import config, semconv
 from inferspan.bench import differences, result_file
 
