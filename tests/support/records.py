@@ -15,7 +15,7 @@ from inferspan.config import Settings
 from inferspan.core.model import ModelInfo
 from inferspan.core.plan import Plan, Probes
 from inferspan.core.probe import CallSite, Probe, Row
-from inferspan.core.record import Inference, Overlap, Phase, Phases
+from inferspan.core.record import Inference, Phase
 from inferspan.core.steps import Generation
 from inferspan.emit.pipeline import Pipeline
 
@@ -50,9 +50,7 @@ def inference(
 ) -> Inference:
     """One that begins now, alone. ``hand_over`` gets the forwards beyond ``children_max``, as they come."""
     of = plan(operation, model, name=name, **settings) if of is None else of
-    made = Inference(of, Context(), Phases(of.settings.children_max, hand_over))
-    made.overlap = Overlap(1, is_alone=True)
-    return made
+    return Inference(of, Context(), lambda overflow: hand_over(overflow.phases))
 
 
 def ended(made: Inference, start_ms: float = 0, end_ms: float | None = 100) -> Inference:

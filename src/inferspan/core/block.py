@@ -73,13 +73,12 @@ class InferenceBlock:
     @faults.guarded("block.open")
     def _plan(self, model: Any) -> Plan | None:
         if model is not None:
-            return current.plan(model, (self._operation, self._name), self._operation, model=model, name=self._name)
-        key = self._name, self._operation, self._model
+            return current.plan(model, (self._operation, self._name), _make_plan, model)
+        settings, key = current.settings(), (self._name, self._operation, self._model)
         plan = current.state.plans.named.get(key)
-        if plan is None or plan.settings is not current.settings():
-            plan = current.plan(None, None, self._operation, info=_named(self._model), name=self._name)
-            if plan is not None:
-                current.state.plans.keep_named(key, plan)
+        if settings is not None and (plan is None or plan.settings is not settings):
+            plan = current.make_plan(self._operation, info=_named(self._model), name=self._name)
+            current.state.plans.keep_named(key, plan)
         return plan
 
     def _override(self, inference: Inference) -> None:
@@ -90,7 +89,7 @@ class InferenceBlock:
             counts.output_tokens, counts.output_exact = overrides["output"], True
         if "rows" in overrides:
             counts.rows_max = overrides["rows"]
-            counts.rows = [counts.rows_max]
+            counts.rows = (counts.rows_max,)
 
     async def __aenter__(self) -> InferenceBlock:
         return self.__enter__()
@@ -152,6 +151,11 @@ def inference(name: str, *, model: Any = None, operation: str | None = None) -> 
     Inside another inference the block is an inference of its own, whose root span is a child of the current span.
     """
     return InferenceBlock(name, model, operation)
+
+
+def _make_plan(model: Any, key: tuple[str, str], _: Any) -> Plan:
+    operation, name = key
+    return current.make_plan(operation, model=model, name=name)
 
 
 def _named(model: str | None) -> ModelInfo | None:

@@ -40,7 +40,7 @@ from inferspan.core.errors import Failure, failure_of, is_cancellation
 from inferspan.core.model import Describer, ModelInfo, Models
 from inferspan.core.plan import Plan, Plans, Probes
 from inferspan.core.probe import CallSite, begin, end
-from inferspan.core.record import Inference, Overflow, Overlap, Phase, Phases, StandalonePhase
+from inferspan.core.record import Inference, Overflow, Phase, StandalonePhase
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Link, Span
@@ -87,47 +87,40 @@ state = State()
 
 
 class Active:
-    """An inference, or one of its phases, that was entered and not left. ``context_before`` is OpenTelemetry's context
-    that was current before, where another one was made current. It is over with ``until``, too."""
+    """An inference, or one of its phases, that was entered and not left.
 
-    __slots__ = ("context_before", "ident", "inference", "is_left", "outer", "phase", "task", "until")
+    ``context_before`` is OpenTelemetry's context that was current before, where another one was made current. A phase
+    is of the thread ``ident`` and of the ``task`` in it. ``shade`` is left together with it.
+    """
 
-    def __init__(self, inference: Inference | None, phase: Phase | None, outer: Active | None) -> None:
-        self.inference = inference
-        self.phase = phase
-        self.outer = outer
-        self.context_before: Context | None = None
-        self.is_left = False
-        self.until: Active | None = None
-        self.ident = get_ident()
-        self.task = None if phase is None else _task()
+    # Defaults are the class's, and there is no __init__: one is made for each phase.
+    inference: Inference | None = None
+    phase: Phase | None = None
+    outer: Active | None = None
+    context_before: Context | None = None
+    is_left: bool = False
+    ident: int = 0
+    task: Any = None
+    shade: Active | None = None
 
     @property
     def is_suppressed(self) -> bool:
         return self.phase is _SUPPRESSED
-
-    def tick(self, unfinished: bool) -> None:
-        """The decoding loop of the phase asks whether to go on: not one that another thread has inherited."""
-        if self.phase is not None and self.phase.generation is not None and self.ident == get_ident():
-            self.phase.generation.tick(unfinished)
-
-    def is_over(self) -> bool:
-        """Whether it counts no more, wherever its context may have gone."""
-        if self.is_left or (self.until is not None and self.until.is_left):
-            return True
-        return self.inference is not None and self.inference.end_ns is not None
 
 
 _active: ContextVar[Active | None] = ContextVar("inferspan_active", default=None)
 innermost = _active.get
 """What was entered last in this context, whether it still counts or not: for paths that are taken at each token."""
 
+_modules = sys.modules
+
 
 def _task() -> Any:
-    """What may take turns with others on this thread: the asyncio or trio task, or the greenlet, if there is one."""
+    """What takes turns with others on this thread: the asyncio or trio task, or the greenlet, if there is one. Where
+    neither is loaded and no event loop runs there is none, which the paths of each call see for themselves."""
     if _get_running_loop() is not None:
         return current_task()
-    trio, greenlet = sys.modules.get("trio"), sys.modules.get("greenlet")
+    trio, greenlet = _modules.get("trio"), _modules.get("greenlet")
     if trio is not None:
         with suppress(RuntimeError):  # not inside of trio
             return trio.lowlevel.current_task()
@@ -137,20 +130,28 @@ def _task() -> Any:
 def here() -> Active | None:
     """What is running here: ``None`` for nothing."""
     active = _active.get()
-    while active is not None:
-        if active.is_over():
-            active = active.outer
-        elif active.phase is None or (active.ident == get_ident() and active.task is _task()):
-            return active
-        else:
-            return None
-    return None
+    while active is not None and (
+        active.is_left or ((inference := active.inference) is not None and inference.end_ns is not None)
+    ):
+        active = active.outer
+    if active is None or active.phase is None:
+        return active
+    if active.ident != get_ident():
+        return None
+    is_alone = _get_running_loop() is None and "trio" not in _modules and "greenlet" not in _modules
+    return active if active.task is (None if is_alone else _task()) else None
 
 
 def open_here() -> Inference | None:
     """The inference that runs here and is in none of its phases."""
-    active = here()
-    return None if active is None or active.phase is not None else active.inference
+    active = _active.get()
+    while active is not None:
+        inference = active.inference
+        if active.is_left or (inference is not None and inference.end_ns is not None):
+            active = active.outer
+        else:
+            return None if active.phase is not None else inference
+    return None
 
 
 def settings() -> Settings | None:
@@ -191,41 +192,39 @@ def model_info(model: Any) -> ModelInfo:
 # -- open and close ------------------------------------------------------------------------------------------------
 
 
-def plan(
-    owner: Any,
-    key: Any,
-    operation: str,
-    *,
-    model: Any = None,
-    info: ModelInfo | None = None,
-    name: str | None = None,
-    source: str = "",
-    attributes: Callable[[], dict[str, Any]] = dict,
-) -> Plan | None:
-    """The plan of a call site: of an owner (a pipeline, a model) and a key; made if it is new or does not hold.
+def plan(owner: Any, key: Any, make: Callable[[Any, Any, Any], Plan], model: Any = None) -> Plan | None:
+    """The plan of a call site: of an owner (a pipeline, a model) and a key. ``make`` is asked for it, with owner, key
+    and model, if it is new or does not hold any more: other settings, or a model that has changed."""
+    settings = state.settings
+    if settings is None:
+        return None
+    plans = state.plans.by_owner.get(id(owner))
+    plan = None if plans is None else plans.get(key)
+    if plan is not None and plan.settings is settings:
+        info = plan.info
+        if info is None or (
+            not info.is_stale and plan.model() is model and (info.witness is None or info.witness.look() == info.seen)
+        ):
+            return plan
+    return state.plans.keep(owner, key, make(owner, key, model))
+
+
+def make_plan(
+    operation: str, *, model: Any = None, info: ModelInfo | None = None, name: str | None = None, source: str = ""
+) -> Plan:
+    """A plan under the settings in force.
 
     Args:
-        owner: what is called, each instance of which is a call site; ``None``: the plan is not looked up.
-        key: tells the call sites of one owner apart.
         operation: value of ``gen_ai.operation.name``.
         model: the instance that does the work, if there is one.
         info: what is known of it; by default that is asked.
         name: of the root span; by default the operation and the model's name.
         source: the integration that asks, for its own use.
-        attributes: gives what stands on every root span of the call site.
     """
-    settings = state.settings
-    if settings is None:
-        return None
+    assert state.settings is not None
     if info is None and model is not None:
         info = model_info(model)
-    found = None if owner is None else state.plans.find(owner, key, settings, info)
-    if found is None:
-        found = Plan(state.probes, settings, operation, info, name=name, model=model, source=source)
-        found.attributes = attributes()
-        if owner is not None:
-            state.plans.keep(owner, key, found)
-    return found
+    return Plan(state.probes, state.settings, operation, info, name=name, model=model, source=source)
 
 
 def open_inference(
@@ -244,26 +243,29 @@ def open_inference(
         links: of the root span.
     """
     sink = state.sink
-    if plan is None or sink is None or not may_open():
+    if plan is None or sink is None:
+        return None
+    around = otel_context.get_current()
+    if (around or plan.settings.ranks) and not may_open():
         return None
     try:
-        phases = Phases(plan.settings.children_max, lambda waiting: sink.submit(Overflow(inference, waiting)))
-        inference = Inference(plan, _parent_here() if parent is None else parent, phases)
+        if parent is None:
+            parent = around if _active.get() is None else _parent_here()
+        inference = Inference(plan, parent, sink.submit)
         inference.links = links
-        if plan.attributes:
-            inference.attributes.update(plan.attributes)
+        inference.attributes.update(plan.attributes)
         info = plan.info
-        if info is not None:
-            inference.cold = info.take_cold()
-            if not info.is_described and model is not None and state.describer is not None:
-                info.is_described = True
-                inference.attributes.update(state.describer.describe(model, info))
-        begin(inference, inference.marks, plan.inference_probes, model)
-        inference.root = sink.start_root(inference, inference.parent)
-        inference.context = set_span_in_context(inference.root, inference.parent)
+        if info is not None and (info.cold or not info.is_described):
+            _meet(inference, info, model)
+        elif info is not None:
+            inference.cold = info.cold
+        begin(inference, inference.marks, plan.beginning, model)
+        inference.root = sink.start_root(inference, parent)
+        inference.context = set_span_in_context(inference.root, parent)
         state.open[id(inference)] = inference
-        serial = state.last_serial = next(state.serials)
-        inference.overlap = Overlap(serial, len(state.open) == 1)  # close() looks whether another one began
+        overlap = inference.overlap
+        overlap.serial = state.last_serial = next(state.serials)
+        overlap.is_alone = len(state.open) == 1  # close() looks whether another one began
         inference.hooks_ns = perf_counter_ns() - inference.start_ns
         return inference
     except Exception:  # noqa: BLE001 - a user's sampler or span processor may raise anything
@@ -271,11 +273,19 @@ def open_inference(
         return None
 
 
+def _meet(inference: Inference, info: ModelInfo, model: Any) -> None:
+    """The first inference of a model, or the first since it changed."""
+    inference.cold = info.take_cold()
+    if not info.is_described and model is not None and state.describer is not None:
+        info.is_described = True
+        inference.attributes.update(state.describer.describe(model, info))
+
+
 def _parent_here() -> Context:
     """The current context; where that is still the one of an inference that is over, since it was left in another
     context, the one outside of it."""
     context, active = otel_context.get_current(), _active.get()
-    while active is not None and active.is_over():
+    while active is not None and _is_over(active):
         if active.inference is not None and context is active.inference.context and active.context_before is not None:
             context = active.context_before
         active = active.outer
@@ -288,37 +298,36 @@ def close(
     *,
     failed: str | None = None,
     end_ns: int | None = None,
+    is_claimed: bool = False,
 ) -> None:
     """The inference is over: hand it on, once.
 
     ``error`` is the exception that ended it; ``failed`` its type alone, where the exception is not at hand.
     """
-    if inference.claim():
-        _close(inference, error, failed, end_ns)
-
-
-def _close(inference: Inference, error: BaseException | None, failed: str | None, end_ns: int | None) -> None:
+    if not is_claimed:
+        try:
+            inference.unclaimed.pop()
+        except IndexError:  # somebody else has closed it, or does so now
+            return
     try:
         now = perf_counter_ns()
         with inference.phases.lock:  # from here on no phase of another thread is added
             inference.end_ns = now if end_ns is None else end_ns
             inference.phases.is_closed = True
         overlap = inference.overlap
-        if overlap is not None:
-            overlap.is_alone = overlap.is_alone and overlap.serial == state.last_serial
-            overlap.open_after = len(state.open) - 1
+        overlap.is_alone = overlap.is_alone and overlap.serial == state.last_serial
+        overlap.open_after = len(state.open) - 1
         if inference.self_phase is not None and inference.self_phase.marks:
             end(inference.self_phase, inference.self_phase.marks)
-        end(inference, inference.marks)
-        sink = state.sink
-        if sink is None:
-            return
+        if inference.marks:
+            end(inference, inference.marks)
         if error is not None:
             _fail(inference, error)
         elif failed is not None:
             inference.failure = Failure(failed, "", None)
         inference.hooks_ns += perf_counter_ns() - now
-        sink.submit(inference)
+        if state.sink is not None:
+            state.sink.submit(inference)
     except Exception:  # noqa: BLE001
         faults.note("scope.close")
     finally:  # not before: abandon_open() waits for what another thread hands on just now
@@ -328,9 +337,12 @@ def _close(inference: Inference, error: BaseException | None, failed: str | None
 def _fail(inference: Inference, error: BaseException) -> None:
     settings = inference.plan.settings
     for probe in inference.plan.inference_probes:
-        mark = probe.failed(inference, error)
-        if mark is not None:
-            inference.marks.append((probe, mark))
+        try:
+            mark = probe.failed(inference, error)
+            if mark is not None:
+                inference.marks.append((probe, mark))
+        except Exception:  # noqa: BLE001 - it loses only itself
+            faults.note("probes.failed")
     inference.is_cancelled = is_cancellation(error)
     if not inference.is_cancelled:
         with_message, length = settings.content_on_spans, settings.content_length
@@ -349,7 +361,7 @@ def abandon_open() -> None:
             inference.phases.cut_off()
             last, lazy = inference.phases.last, inference.lazy
             end_ns = None if lazy is None else max(lazy.last_ns, 0 if last is None else last.end_ns)
-            _close(inference, None, None, end_ns)
+            close(inference, end_ns=end_ns, is_claimed=True)
     deadline_ns = perf_counter_ns() + _CLOSING_NS
     while any(id(inference) in state.open for inference in found) and perf_counter_ns() < deadline_ns:
         sleep(0.001)
@@ -361,25 +373,51 @@ def abandon_open() -> None:
 def enter(inference: Inference, inside: Phase | None = None) -> Active:
     """Make the inference and its root span current in this context; ``inside`` a phase, where it has no others."""
     assert inference.context is not None
-    active = Active(inference, inside, _outside())
-    active.context_before = _parent_here()
+    active = Active()
+    active.inference, active.phase, active.ident = inference, inside, get_ident()
+    if _active.get() is None and (inside is None or _get_running_loop() is None):
+        active.context_before = otel_context.get_current()
+        _active.set(active)
+    else:
+        active.context_before = _parent_here()
+        _enter(active)
     otel_context.attach(inference.context)
-    _active.set(active)
     return active
 
 
 def enter_phase(phase: Phase) -> Active:
     """Make a phase current in this context."""
-    active = Active(phase.inference, phase, _outside())
-    _active.set(active)
+    active = Active()
+    active.inference, active.phase = phase.inference, phase
+    _enter(active)
     return active
 
 
-def _outside() -> Active | None:
-    """What was entered last in this context and is not over."""
-    active = _active.get()
-    while active is not None and active.is_over():
+def _enter(active: Active) -> None:
+    outer = _active.get()
+    if outer is not None:
+        outer = _not_over(outer)
+    active.outer, active.ident = outer, get_ident()
+    if active.phase is not None and (_get_running_loop() is not None or "trio" in _modules or "greenlet" in _modules):
+        active.task = _task()
+    _active.set(active)
+
+
+def _is_over(active: Active) -> bool:
+    """Whether it counts no more, wherever its context may have gone."""
+    return active.is_left or (active.inference is not None and active.inference.end_ns is not None)
+
+
+def _not_over(active: Active | None) -> Active | None:
+    """The innermost that counts. What is over between it and the next one outside is not held on to: a consumer that
+    begins one answer before it has closed the last would hold them all."""
+    while active is not None and _is_over(active):
         active = active.outer
+    while active is not None and active.outer is not None and _is_over(active.outer):
+        over = active.outer
+        active.outer = over.outer
+        if over.context_before is not None:
+            active.context_before = over.context_before
     return active
 
 
@@ -390,10 +428,14 @@ def leave(active: Active) -> None:
     context than it was entered in nothing of it is current; where it was, :func:`here` passes over it.
     """
     active.is_left = True
+    if active.shade is not None:
+        active.shade.is_left = True
     if _active.get() is not active:
         return
     context, outer = active.context_before, active.outer
-    while outer is not None and outer.is_over():
+    while outer is not None and (
+        outer.is_left or ((inference := outer.inference) is not None and inference.end_ns is not None)
+    ):
         context = context if outer.context_before is None else outer.context_before
         outer = outer.outer
     _active.set(outer)
@@ -430,7 +472,20 @@ def run_phase(
 ) -> Any:
     """Call ``function`` once inside a phase, and end the phase. Where it raises ``discard_at``, nothing has happened in
     the phase, and it is not kept."""
-    active = enter_phase(phase)
+    # As enter_phase() does, spelled out for the usual case: this runs three times in a call of a pipeline.
+    outer = _active.get()
+    if (
+        outer is None
+        or outer.is_left
+        or _get_running_loop() is not None
+        or "trio" in _modules
+        or "greenlet" in _modules
+    ):
+        active = enter_phase(phase)
+    else:
+        active = Active()
+        active.inference, active.phase, active.outer, active.ident = phase.inference, phase, outer, get_ident()
+        _active.set(active)
     try:
         return function(*args, **kwargs)
     except discard_at:
@@ -440,9 +495,13 @@ def run_phase(
         phase.cut_off(error)
         raise
     finally:
-        leave(active)
+        if _active.get() is active and outer is not None and not outer.is_left and outer is active.outer:
+            active.is_left = True
+            _active.set(outer)
+        else:
+            leave(active)
         if phase.inference is not None:
-            phase.inference.end(phase)
+            phase.inference.phases.end(phase)
 
 
 def run_suppressed(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -487,10 +546,19 @@ def begin_forward(phase: Phase, model: Any, device: str | None, since_ns: int) -
         return
     try:
         phase.is_forward = True
-        device = state.describer.device_of(model, device)
-        of_forward, of_inference = inference.plan.probes_on(device)
-        begin(inference, inference.marks, (it for it in of_inference if inference.mark_of(it.name) is None), model)
-        phase.begin_probes(of_forward, model)
+        plan = inference.plan
+        is_own = plan.model() is model
+        on = plan.devices.get(device) if is_own else None
+        if on is None:
+            on = state.describer.device_of(model, device)
+            if is_own:
+                plan.devices[device] = on
+        of_forward, of_inference = plan.by_device.get(on) or plan.prepare_on(on)
+        if of_inference:
+            begin(inference, inference.marks, [it for it in of_inference if inference.mark_of(it.name) is None], model)
+        if phase.marks is None:
+            phase.marks = []
+        phase.has_ends = begin(phase, phase.marks, of_forward, model) or phase.has_ends
     except Exception:  # noqa: BLE001
         faults.note("scope.measure")
     finally:
@@ -499,11 +567,13 @@ def begin_forward(phase: Phase, model: Any, device: str | None, since_ns: int) -
         inference.hooks_ns = spent if phase is inference.self_phase else inference.hooks_ns + spent
 
 
-@faults.guarded("scope.work")
 def model_called(phase: Phase, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """A model is called in a phase: the outermost one of it."""
     for probe, mark in phase.marks or ():
-        probe.model_called(phase, mark, model, args, kwargs)
+        try:
+            probe.model_called(phase, mark, model, args, kwargs)
+        except Exception:  # noqa: BLE001 - it loses only itself
+            faults.note("probes.model_called")
 
 
 def has_current_span() -> bool:
@@ -533,13 +603,13 @@ def forget_all() -> None:
 
 def _after_fork_in_child() -> None:
     # The child must not export its parent's inferences, nor record inside one that only the parent can end.
-    inside = _outside()
+    inside = here()
     for inference in state.open.values():
         inference.claim()
         inference.end_ns = inference.start_ns
     state.open.clear()
     if inside is not None:
-        enter_phase(_SUPPRESSED).until = inside
+        inside.shade = enter_phase(_SUPPRESSED)
 
 
 def _before_fork() -> None:

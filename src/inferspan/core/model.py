@@ -64,22 +64,6 @@ class ModelInfo:
     ``is_stale``: something else is known of the instance by now.
     """
 
-    __slots__ = (
-        "asked",
-        "cold",
-        "devices",
-        "dtype",
-        "facts",
-        "is_described",
-        "is_stale",
-        "load_ns",
-        "name",
-        "provider",
-        "revision",
-        "seen",
-        "witness",
-    )
-
     def __init__(self, name: str, provider: str | None = None) -> None:
         self.name = name
         self.provider = provider

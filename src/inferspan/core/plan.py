@@ -56,23 +56,8 @@ class Probes:
 
 class Plan:
     """One call site. ``asked`` is what a sampler sees of a root span, ``attributes`` what stands on every root,
-    ``source`` the integration that made it, ``reads_text`` whether its input is text, if that is always the same."""
-
-    __slots__ = (
-        "__weakref__",
-        "_forward_probes",
-        "_probes",
-        "asked",
-        "attributes",
-        "inference_probes",
-        "info",
-        "name",
-        "operation",
-        "phase_probes",
-        "reads_text",
-        "settings",
-        "source",
-    )
+    ``source`` the integration that made it, ``phase_names`` how that calls its phases, if it does so always,
+    ``devices`` where the model works on an input by the device of that."""
 
     def __init__(
         self,
@@ -92,11 +77,13 @@ class Plan:
         self.asked = {semconv.OPERATION_NAME: operation} if info is None else info.attributes_for(operation)
         self.attributes: Mapping[str, Any] = {}
         self.source = source
-        self.reads_text: bool | None = None
+        self.phase_names: tuple[str, ...] | None = None
+        self.devices: dict[str | None, str | None] = {}
         self._probes = probes
         self.model = _weakly(model)
         found = probes.prepare(CallSite(settings, model, info, None), on_device=False)
         self.inference_probes = tuple(probe for probe in found if probe.brackets is Brackets.INFERENCE)
+        self.beginning = tuple(probe for probe in self.inference_probes if probe.begins)
         self.phase_probes = tuple(probe for probe in found if probe.brackets is Brackets.PHASE)
         self._forward_probes = tuple(probe for probe in found if probe.brackets is Brackets.FORWARD)
         self.by_device: dict[str | None, tuple[tuple[Probe, ...], tuple[Probe, ...]]] = {}

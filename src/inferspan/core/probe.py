@@ -109,6 +109,12 @@ class Probe:
 
     name: str
     brackets = Brackets.INFERENCE
+    begins: bool = False
+    ends: bool = False
+
+    def __init_subclass__(cls) -> None:
+        # what does nothing is not called
+        cls.begins, cls.ends = cls.begin is not Probe.begin, cls.end is not Probe.end
 
     def prepare(self, site: CallSite) -> Probe | None:
         """The probe for this call site, bound to its device if need be; ``None`` where it does not apply."""
@@ -173,22 +179,27 @@ class Row:
     on_device: bool = False
 
 
-def begin(record: Inference | Phase, marks: list[tuple[Probe, Any]], probes: Iterable[Probe], model: Any) -> None:
-    """Have the probes note that an inference or a phase begins. One that fails loses only itself."""
+def begin(record: Inference | Phase, marks: list[tuple[Probe, Any]], probes: Iterable[Probe], model: Any) -> bool:
+    """Have the probes note that an inference or a phase begins. One that fails loses only itself. Whether one of them
+    wants to note the end, too."""
+    has_ends = False
     for probe in probes:
         try:
             mark = probe.begin(record, model)
             if mark is not None:
                 marks.append((probe, mark))
+                has_ends = has_ends or probe.ends
         except Exception:  # noqa: BLE001
             faults.note("probes.begin")
+    return has_ends
 
 
 def end(record: Inference | Phase, marks: Iterable[tuple[Probe, Any]]) -> None:
     """Have them note its end."""
     for probe, mark in marks:
         try:
-            probe.end(record, mark)
+            if probe.ends:
+                probe.end(record, mark)
         except Exception:  # noqa: BLE001
             faults.note("probes.end")
 

@@ -67,6 +67,7 @@ class Phase:
     is_forward: bool = False
     in_model: bool = False
     marks: Marks | None = None
+    has_ends: bool = False  # some of the marks want to know the end
     modules: Any = None
 
     def __init__(self, name: str, inference: Inference | None, start_ns: int) -> None:
@@ -74,6 +75,11 @@ class Phase:
         self.inference = inference
         self.start_ns = start_ns
         self.end_ns = start_ns
+        if inference is not None:
+            inference.phases.newest = self
+            if inference.plan.phase_probes:
+                self.marks = []
+                self.has_ends = begin(self, self.marks, inference.plan.phase_probes, None)
 
     def set(self, name: str, value: Any) -> None:
         """Set an attribute of the phase's span; ``None`` is left out."""
@@ -98,12 +104,6 @@ class Phase:
     def mark_of(self, name: str) -> Any:
         """What the measure of this name has noted; ``None`` if nothing."""
         return next((mark for probe, mark in self.marks or () if probe.name == name), None)
-
-    def begin_probes(self, probes: tuple[Probe, ...], model: Any) -> None:
-        """Have the probes of forwards and phases note its beginning."""
-        if self.marks is None:
-            self.marks = []
-        begin(self, self.marks, probes, model)
 
 
 class StandalonePhase:
@@ -139,7 +139,7 @@ class Phases:
     ``totals_ns`` (by name, prefill and decode apart), and if it is a forward its values are still added up:
     ``overflow`` are those that wait for it, ``sums`` what the background worker has so far."""
 
-    def __init__(self, kept_max: int, hand_over: Callable[[list[Phase]], None]) -> None:
+    def __init__(self, kept_max: int, submit: Callable[[Overflow], None]) -> None:
         self.kept: list[Phase] = []
         self.dropped = 0
         self.totals_ns: dict[str, int] = {}
@@ -150,7 +150,7 @@ class Phases:
         self.is_closed = False
         self.is_incomplete = False  # some of the overflow was lost: a full queue
         self._kept_max = kept_max
-        self._hand_over = hand_over
+        self._submit = submit
         # Concurrent tasks of one inference() block may add phases at once; a signal handler in the midst of that, too.
         self.lock = threading.RLock()
 
@@ -160,7 +160,7 @@ class Phases:
             if phase.is_ended or self.is_closed:
                 return  # cut off, by the end of the process or uninstrument(), while it ran
             phase.is_ended = True
-            if phase.marks:
+            if phase.marks and phase.has_ends:
                 end(phase, phase.marks)
             phase.end_ns = now = perf_counter_ns()
             spent = now - phase.start_ns
@@ -200,9 +200,9 @@ class Phases:
     def _let_go(self, phase: Phase) -> None:
         if phase.is_forward:
             self.overflow.append(phase)
-            if len(self.overflow) >= _OVERFLOW_MAX:
+            if len(self.overflow) >= _OVERFLOW_MAX and phase.inference is not None:
                 waiting, self.overflow = self.overflow, []
-                self._hand_over(waiting)
+                self._submit(Overflow(phase.inference, waiting))
 
     def _add_steps(self, phase: Phase, generation: Generation) -> None:
         totals = self.totals_ns
@@ -243,26 +243,9 @@ class Counts:
     output_exact: bool = True
     items: int = 0
 
-    def __init__(self) -> None:
-        self.rows: list[int] = []
-        self.padding: list[float] = []
-        self.finish_reasons: tuple[str, ...] = ()
-
-    def add_batch(self, batch: Batch, kept_max: int) -> None:
-        """Count what one forward was given. Of a long stream the first forwards stand for all, as with phases."""
-        kept = len(self.rows) < kept_max
-        if kept:
-            self.rows.append(batch.rows)
-        self.rows_max = max(self.rows_max, batch.rows)
-        self.length_max = max(self.length_max, batch.length or 0)
-        if batch.tokens is not None:
-            self.input_tokens = (self.input_tokens or 0) + batch.tokens
-            self.input_exact = self.input_exact and batch.exact
-            if batch.exact and batch.positions:
-                self.positions += batch.positions
-                self.padded += batch.positions - batch.tokens
-                if kept and batch.rows > 1:
-                    self.padding.append(1 - batch.tokens / batch.positions)
+    rows: tuple[int, ...] = ()
+    padding: tuple[float, ...] = ()
+    finish_reasons: tuple[str, ...] = ()
 
     def add_output(self, tokens: int, exact: bool) -> None:
         """Count what one generation returned."""
@@ -274,12 +257,9 @@ class Overlap:
     """Which other inferences ran at the same time: ``serial`` counts them in the order of their beginnings,
     ``is_alone`` is true where none did, ``open_after`` are those that went on."""
 
-    __slots__ = ("is_alone", "open_after", "serial")
-
-    def __init__(self, serial: int, is_alone: bool) -> None:
-        self.serial = serial
-        self.is_alone = is_alone
-        self.open_after = 0
+    serial: int = 0
+    is_alone: bool = True
+    open_after: int = 0
 
 
 class Lazy:
@@ -313,22 +293,24 @@ class Inference:
     is_abandoned: bool = False
     failure: Failure | None = None
     content: Content | None = None
-    overlap: Overlap | None = None
     hooks_ns: int = 0  # that the calling thread has spent in our hooks
     context: Context | None = None
     root: Span | None = None
     links: tuple[Link, ...] = ()
 
-    def __init__(self, plan: Plan, parent: Context, phases: Phases) -> None:
+    def __init__(self, plan: Plan, parent: Context, submit: Callable[[Overflow], None]) -> None:
         self.plan = plan
         self.parent = parent
-        self.start_ns = perf_counter_ns()
-        self.unix_offset_ns = unix_offset_ns()
-        self.phases = phases
+        # as unix_offset_ns() does, which reads again where another thread ran in between
+        self.start_ns, wall_ns, read_ns = perf_counter_ns(), time_ns(), perf_counter_ns()
+        is_close = read_ns - self.start_ns < _AT_ONCE_NS
+        self.unix_offset_ns = wall_ns - self.start_ns if is_close else unix_offset_ns()
+        self.phases = Phases(plan.settings.children_max, submit)
         self.counts = Counts()
+        self.overlap = Overlap()
         self.attributes: dict[str, Any] = {}
         self.marks: Marks = []
-        self._unclaimed = [None]
+        self.unclaimed = [None]
 
     @property
     def info(self) -> ModelInfo | None:
@@ -343,28 +325,41 @@ class Inference:
         """Whether the caller is the one to close it: true for the first who asks, of a consumer, the garbage collector
         and interpreter exit alike. Taking the last item of a list is atomic."""
         try:
-            self._unclaimed.pop()
+            self.unclaimed.pop()
         except IndexError:
             return False
         return True
 
     def begin(self, name: str) -> Phase:
         """Begin a phase now. It must be handed to :meth:`end`, whatever happens in it."""
-        phase = self.phases.newest = Phase(name, self, perf_counter_ns())
-        if self.plan.phase_probes:
-            phase.begin_probes(self.plan.phase_probes, None)
-        return phase
+        return Phase(name, self, perf_counter_ns())
 
     def end(self, phase: Phase) -> None:
         """The phase is over."""
         self.phases.end(phase)
 
-    def add_batch(self, phase: Phase, batch: Batch) -> None:
-        """Count what a forward was given."""
-        self.counts.add_batch(batch, self.plan.settings.children_max)
-        if phase is not self.self_phase:
-            phase.set(semconv.BATCH_SIZE, batch.rows)
-            phase.set(semconv.SEQUENCE_LENGTH, batch.length)
+    def add_batch(self, phase: Phase | None, batch: Batch) -> None:
+        """Count what one forward was given, and note it of its phase. Of a long stream the first forwards stand for
+        all, as with phases."""
+        counts, rows, length, tokens = self.counts, batch.rows, batch.length, batch.tokens
+        is_kept = len(counts.rows) < self.plan.settings.children_max
+        if is_kept:
+            counts.rows = (*counts.rows, rows)
+        counts.rows_max = max(counts.rows_max, rows)
+        counts.length_max = max(counts.length_max, length or 0)
+        if tokens is not None:
+            counts.input_tokens = (counts.input_tokens or 0) + tokens
+            counts.input_exact = counts.input_exact and batch.exact
+            if batch.exact and batch.positions:
+                counts.positions += batch.positions
+                counts.padded += batch.positions - tokens
+                if is_kept and rows > 1:
+                    counts.padding = (*counts.padding, 1 - tokens / batch.positions)
+        if phase is not None and phase is not self.self_phase:
+            attributes = phase.attributes = {} if phase.attributes is None else phase.attributes
+            attributes[semconv.BATCH_SIZE] = rows
+            if length is not None:
+                attributes[semconv.SEQUENCE_LENGTH] = length
 
     def set(self, name: str, value: Any) -> None:
         """Set an attribute of the root span; ``None`` is left out."""

@@ -221,7 +221,7 @@ class Nvml:
         for index in range(self._ask("driver", "nvmlDeviceGetCount") or 0):
             try:
                 self._add(found, index, self._ask("driver", "nvmlDeviceGetHandleByIndex", index), version)
-            except GoneError as gone:  # noqa: PERF203 - the others are there
+            except GoneError as gone:
                 if gone.args[0] in DRIVER_GONE:
                     raise
         for known in self._boards.values():  # a lost board is not counted any more, and comes back under its UUID

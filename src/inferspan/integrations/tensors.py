@@ -33,7 +33,7 @@ def read_batch(inputs: Any, pad_id: int | None = None) -> Batch | None:
     if not isinstance(inputs, Mapping):
         return None
     ids: Any = inputs.get("input_ids")
-    if _is_tensor(ids) and len(ids.shape) >= 1:
+    if hasattr(ids, "device") and hasattr(ids, "dtype") and len(getattr(ids, "shape", ())) >= 1:
         return _read_ids(ids, inputs.get("attention_mask"), pad_id)
     for name in _OTHER_INPUTS:
         tensor: Any = inputs.get(name)

@@ -8,11 +8,14 @@ Nothing here imports torch or transformers, waits for a device, or raises: what 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 
 from inferspan.config import HOST_ALLOCATIONS
 from inferspan.core.probe import CallSite, Probe, Row
 from inferspan.forks import import_module
+
+_CHOOSER = ".".join((*__name__.split(".")[:-1], "integrations", "torch", "layers"))
 
 
 def _of(module: str, kind: str) -> Callable[[], Probe]:
@@ -28,7 +31,8 @@ def _measured(name: str) -> Callable[[CallSite], bool]:
 
 
 def _has_layers(site: CallSite) -> bool:
-    return bool(site.settings.layers) or (site.info is not None and "layers" in site.info.facts)
+    chooser = sys.modules.get(_CHOOSER)  # instrument_module() loads it
+    return bool(site.settings.layers) or (chooser is not None and chooser.is_chosen(site.model))
 
 
 TABLE: tuple[Row, ...] = (

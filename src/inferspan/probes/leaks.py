@@ -313,7 +313,7 @@ class LeaksProbe(Probe):
     ) -> None:
         key, counts, at_ns = (model, device), inference.counts, inference.end_ns or 0
         shape = (counts.rows_max, counts.length_max)
-        others = 0 if inference.overlap is None else inference.overlap.open_after
+        others = inference.overlap.open_after
         leak = self._leaks.add(key, held, noise, at_ns=at_ns, shape=shape, others=others)
         if leak is not None:
             # once for each memory: a leak anywhere in the process shows at every model that runs meanwhile

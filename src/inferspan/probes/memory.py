@@ -85,7 +85,7 @@ class MemoryProbe(Probe):
         before, after = mark.before, mark.after
         if before is None or after is None:
             return
-        is_alone = inference.overlap is not None and inference.overlap.is_alone
+        is_alone = inference.overlap.is_alone
         report.attributes.update(
             {
                 semconv.MEMORY_BEFORE: before.allocated,
@@ -114,7 +114,7 @@ class MemoryProbe(Probe):
         report.attributes[semconv.MEMORY_PEAK] = upper
         report.attributes[semconv.MEMORY_PEAK_EXACT] = None if is_exact else False
         report.attributes[semconv.MEMORY_PEAK_LEAST] = None if is_exact else least
-        is_alone = inference.overlap is not None and inference.overlap.is_alone
+        is_alone = inference.overlap.is_alone
         if is_exact and is_alone and (inference.info is None or inference.info.devices == 1):
             cache = report.results.get("kv_cache") or 0
             report.attributes[semconv.MEMORY_ACTIVATIONS] = max(0, least - before.allocated - cache)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 cpu_time_ns = time.process_time_ns
 
 _STATM = "/proc/self/statm"
-_RECENT_NS = 10_000_000
+RECENT_NS = 10_000_000
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
 
 
@@ -30,7 +30,7 @@ class ResidentMemory:
     After a fork the descriptor still speaks of the parent, so :meth:`reopen` must be called in the child.
     """
 
-    __slots__ = ("_descriptor", "_last", "_last_ns")
+    __slots__ = ("_descriptor", "last", "last_ns")
 
     def __init__(self) -> None:
         self._descriptor: int | None = None
@@ -38,8 +38,8 @@ class ResidentMemory:
 
     def reopen(self) -> None:
         self.close()
-        self._last: int | None = None
-        self._last_ns = -_RECENT_NS
+        self.last: int | None = None
+        self.last_ns = -RECENT_NS
         try:
             self._descriptor = os.open(_STATM, os.O_RDONLY | os.O_CLOEXEC)
         except (OSError, AttributeError):  # no /proc; no O_CLOEXEC on Windows
@@ -52,30 +52,23 @@ class ResidentMemory:
 
     def read_bytes(self) -> int | None:
         """Resident set in bytes; ``None`` where /proc is not there."""
-        self._last = None
+        self.last = None
         if self._descriptor is not None:
             try:
-                self._last = int(os.pread(self._descriptor, 128, 0).split()[1]) * _PAGE_BYTES
+                self.last = int(os.pread(self._descriptor, 128, 0).split()[1]) * _PAGE_BYTES
             except (OSError, ValueError, IndexError):
                 pass
-        self._last_ns = time.perf_counter_ns()
-        return self._last
-
-    def recent_bytes(self, now_ns: int) -> int | None:
-        """The last reading, if it is not older than 10 ms: in a loop of short inferences that of the one before."""
-        return self._last if now_ns - self._last_ns < _RECENT_NS else self.read_bytes()
+        self.last_ns = time.perf_counter_ns()
+        return self.last
 
 
 class ProcessUse:
     """Readings at both ends of an inference; ``memory_bytes`` is the one at its end."""
 
-    __slots__ = ("cpu_start_ns", "cpu_time_ns", "memory_bytes", "memory_start_bytes")
-
-    def __init__(self, memory_start_bytes: int | None) -> None:
-        self.cpu_start_ns = cpu_time_ns()
-        self.cpu_time_ns: int | None = None
-        self.memory_start_bytes = memory_start_bytes
-        self.memory_bytes: int | None = None
+    cpu_start_ns: int = 0
+    cpu_time_ns: int | None = None
+    memory_start_bytes: int | None = None
+    memory_bytes: int | None = None
 
 
 class ProcessProbe(Probe):
@@ -88,12 +81,18 @@ class ProcessProbe(Probe):
         forks.register(after_in_child=self._reopen)
 
     def begin(self, record: Inference, model: Any) -> ProcessUse:
-        return ProcessUse(self._memory.recent_bytes(record.start_ns))
+        use = ProcessUse()
+        use.cpu_start_ns = cpu_time_ns()
+        memory = self._memory
+        is_recent = record.start_ns - memory.last_ns < RECENT_NS
+        use.memory_start_bytes = memory.last if is_recent else memory.read_bytes()
+        return use
 
     def end(self, record: Inference, mark: ProcessUse) -> None:
         mark.cpu_time_ns = cpu_time_ns() - mark.cpu_start_ns
         if record.end_ns is not None:
-            mark.memory_bytes = self._memory.recent_bytes(record.end_ns)
+            memory = self._memory
+            mark.memory_bytes = memory.last if record.end_ns - memory.last_ns < RECENT_NS else memory.read_bytes()
 
     def report(self, inference: Inference, mark: ProcessUse | None, report: Report) -> None:
         if mark is not None:

@@ -76,7 +76,6 @@ RAISED = Memory(100, 1000, 100, 100, 0, 0, 0), Memory(100, 1000, 900, 900, 0, 0,
 
 def test_memory_beside_other_inferences_is_marked() -> None:
     record = records.inference()
-    assert record.overlap is not None
     record.overlap.is_alone = False
     found = present(report_of(*RAISED, record).attributes)
     assert found["memory.shared"] is True

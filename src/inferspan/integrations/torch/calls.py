@@ -23,6 +23,7 @@ from typing import Any
 
 from inferspan import faults, semconv
 from inferspan.core import current
+from inferspan.core.plan import Plan
 from inferspan.core.record import Inference, Phase
 from inferspan.integrations.patching import Patches, is_ours
 from inferspan.integrations.tensors import read_call
@@ -200,7 +201,13 @@ def call(
             return modules.run(slot, model, function, args, kwargs)
         if not phase.is_forward or phase.in_model or phase.generation is not None:
             return function(*args, **kwargs)
-        return _run_in_phase(phase, function, model, args, kwargs)
+        # inside a phase that somebody else has opened: a pipeline's forward
+        current.model_called(phase, model, args, kwargs)
+        phase.in_model = True
+        try:
+            return function(*args, **kwargs)
+        finally:
+            phase.in_model = False
     if not (every or id(model) in _roots) or not _may_record() or _is_replica(model):
         return function(*args, **kwargs)
     if _trains(model):
@@ -266,24 +273,17 @@ def _run(
     return current.run(inference, function, args, kwargs, inside=inference.self_phase)
 
 
-def _run_in_phase(
-    phase: Phase, function: Callable[..., Any], model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Any:
-    """A call inside a phase that somebody else has opened: a pipeline's forward."""
-    current.model_called(phase, model, args, kwargs)
-    phase.in_model = True
-    try:
-        return function(*args, **kwargs)
-    finally:
-        phase.in_model = False
+def _make_plan(model: Any, operation: str, _: Any) -> Plan:
+    return current.make_plan(operation, model=model, name=operation)
 
 
 @faults.guarded("forwards.open")
 def _open(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Inference | None:
-    plan = current.plan(model, semconv.FORWARD, semconv.FORWARD, model=model, name=semconv.FORWARD)
+    plan = current.plan(model, semconv.FORWARD, _make_plan, model)
     inference = current.open_inference(plan, model=model)
     if inference is not None:
         inference.self_phase = Phase(semconv.FORWARD, inference, inference.start_ns)
+        inference.phases.newest = None  # it has no span of its own
         _note_call(inference.self_phase, model, args, kwargs)
     return inference
 

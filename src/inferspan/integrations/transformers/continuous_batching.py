@@ -23,6 +23,7 @@ from inferspan import faults, semconv
 from inferspan.core import current
 from inferspan.core.batch import Batch
 from inferspan.core.errors import type_name
+from inferspan.core.plan import Plan
 from inferspan.core.record import Inference, Phase
 from inferspan.core.steps import Generation
 from inferspan.integrations.patching import Patches
@@ -134,7 +135,7 @@ class _Request:
         produced = len(prompt) - true_prompt + len(generated)
         counts = self.inference.counts
         batch = Batch(rows=1, length=true_prompt, tokens=true_prompt, positions=true_prompt)
-        counts.add_batch(batch, self.inference.plan.settings.children_max)
+        self.inference.add_batch(None, batch)
         counts.add_output(produced, True)
         if generated and ended_well:
             end_ids = getattr(state, "_eos_token_ids", None) or id_set(getattr(state, "eos_token_id", None)) or ()
@@ -183,10 +184,14 @@ def _add_request(original: Callable[..., Any]) -> Callable[..., Any]:
     return add_request
 
 
+def _make_plan(model: Any, _: str, __: Any) -> Plan:
+    return current.make_plan(semconv.TEXT_COMPLETION, model=model)
+
+
 @faults.guarded("continuous_batching.open")
 def _open(manager: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Request | None:
     model = manager.model
-    plan = current.plan(model, "continuous_batching", semconv.TEXT_COMPLETION, model=model)
+    plan = current.plan(model, "continuous_batching", _make_plan, model)
     inference = current.open_inference(plan, model=model)
     if inference is None:
         return None

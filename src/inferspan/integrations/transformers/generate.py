@@ -15,6 +15,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from functools import partial
+from threading import get_ident
 from time import perf_counter_ns
 from types import ModuleType
 from typing import Any
@@ -24,6 +25,7 @@ from opentelemetry.context import Context
 
 from inferspan import faults, semconv
 from inferspan.core import current
+from inferspan.core.plan import Plan
 from inferspan.core.record import Inference, Phase
 from inferspan.core.steps import Generation
 from inferspan.integrations.patching import Patches, subclasses
@@ -194,6 +196,10 @@ def _begin_generation(
         inference.set(semconv.STOP_SEQUENCES, [stops] if isinstance(stops, str) else list(stops))
 
 
+def _make_plan(model: Any, _: str, __: Any) -> Plan:
+    return current.make_plan(semconv.TEXT_COMPLETION, model=model)
+
+
 @faults.guarded("generation.open")
 def _open(model: Any, streamer: Any) -> Inference | None:
     parent = None
@@ -201,7 +207,7 @@ def _open(model: Any, streamer: Any) -> Inference | None:
         # Thread(target=model.generate) starts without a context; the streamer brings that of its maker.
         carried = getattr(streamer, "_inferspan_origin", None)
         parent = carried.context if isinstance(carried, _Origin) else None
-    plan = current.plan(model, "generate", semconv.TEXT_COMPLETION, model=model)
+    plan = current.plan(model, "generate", _make_plan, model)
     return current.open_inference(plan, model=model, parent=parent)
 
 
@@ -284,8 +290,10 @@ def _has_unfinished_sequences(original: Callable[..., Any]) -> Callable[..., Any
     def has_unfinished_sequences(self: Any, *args: Any, **kwargs: Any) -> Any:
         unfinished = original(self, *args, **kwargs)
         active = innermost()
-        if active is not None and active.phase is not None and active.phase.generation is not None:
-            active.tick(bool(unfinished))
+        phase = None if active is None else active.phase
+        # not one that another thread has inherited
+        if active is not None and phase is not None and phase.generation is not None and active.ident == get_ident():
+            phase.generation.tick(bool(unfinished))
         return unfinished
 
     return has_unfinished_sequences

@@ -20,17 +20,14 @@ from inferspan.core.plan import Plan
 from inferspan.core.record import Inference, Lazy
 from inferspan.integrations.patching import Patches
 
+TYPE = "PipelineIterator"
+"""Name of the class of a result that is computed as it is consumed."""
 _MARK = "_inferspan_lazy"
 
 
 def install(module: ModuleType, patches: Patches) -> None:
     patches.wrap(module.PipelineIterator, "__iter__", _iter)
     patches.wrap(module.PipelineIterator, "__next__", _next)
-
-
-def is_lazy(result: Any) -> bool:
-    """Whether a pipeline's result is computed as it is consumed."""
-    return type(result).__name__ == "PipelineIterator"
 
 
 @faults.guarded("pipelines.lazy", False)
@@ -43,8 +40,9 @@ def keep_open(result: Any, inference: Inference) -> bool:
 
 
 @faults.guarded("pipelines.lazy")
-def keep_for_later(result: Any, plan: Plan | None) -> None:
+def keep_for_later(result: Any, plan_of: Callable[[], Plan | None]) -> None:
     """A lazy result from an ``inference()`` block is part of that while it lasts, and after it an inference."""
+    plan = plan_of()
     if plan is not None:
         _attach(LazyResult(plan, None), result)
 

@@ -49,7 +49,7 @@ def _open(cls: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Inference 
     info = ModelInfo(name, semconv.HUGGINGFACE)
     info.revision = revision
     info.cold = None
-    return current.open_inference(current.plan(None, None, semconv.LOAD_OPERATION, info=info))
+    return current.open_inference(current.make_plan(semconv.LOAD_OPERATION, info=info))
 
 
 @faults.guarded("loading.note")

@@ -15,6 +15,7 @@ from __future__ import annotations
 import inspect
 import weakref
 from collections.abc import Callable, Generator, Mapping
+from time import perf_counter_ns
 from types import ModuleType
 from typing import Any
 
@@ -55,16 +56,17 @@ install_iterator = lazy.install
 def _call(original: Callable[..., Any], patches: Patches) -> Callable[..., Any]:
     def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
         active = current.here()
-        if current.settings() is None or (active is not None and active.phase is not None):
+        if current.state.settings is None or (active is not None and active.phase is not None):
             return original(self, *args, **kwargs)
-        _patch_phases(type(self), patches)
+        if _patched_classes.get(type(self)) is not patches:
+            _patch_phases(type(self), patches)
         outside = None if active is None else active.inference
         # Between a pipeline's phases only the program's own generator or ``Dataset`` runs, and a pipeline that is
         # called in there is another inference. In an inference() block the phases are the block's.
         if outside is not None and outside.plan.source != PIPELINES:
             result = original(self, *args, **kwargs)
-            if lazy.is_lazy(result):
-                lazy.keep_for_later(result, _plan(self, args, kwargs))
+            if type(result).__name__ == lazy.TYPE:
+                lazy.keep_for_later(result, lambda: _plan(self, args, kwargs))
             return result
         inference = _open(self, args, kwargs)
         if inference is None:
@@ -77,7 +79,7 @@ def _call(original: Callable[..., Any], patches: Patches) -> Callable[..., Any]:
             current.close(inference, error)
             raise
         current.leave(entered)
-        if not (lazy.is_lazy(result) and lazy.keep_open(result, inference)):
+        if type(result).__name__ != lazy.TYPE or not lazy.keep_open(result, inference):
             if inference.content is not None:
                 _capture_output(inference.content, result)
             current.close(inference)
@@ -86,25 +88,32 @@ def _call(original: Callable[..., Any], patches: Patches) -> Callable[..., Any]:
     return __call__
 
 
-@faults.guarded("pipelines.plan")
 def _plan(pipeline: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Plan | None:
-    task = str(getattr(pipeline, "task", "") or type(pipeline).__name__)
-    operation = _operation(task, args[0] if args else kwargs.get("inputs"))
-
-    def attributes() -> dict[str, Any]:
-        return {semconv.TASK: task}
-
-    model = getattr(pipeline, "model", None)
-    return current.plan(pipeline, operation, operation, model=model, source=PIPELINES, attributes=attributes)
+    task, model = getattr(pipeline, "task", ""), getattr(pipeline, "model", None)
+    # what a chatty pipeline does depends on its input
+    operation = _operation(task, args[0] if args else kwargs.get("inputs")) if task in _CHATTY else ""
+    return current.plan(pipeline, (task, operation), _make_plan, model)
 
 
-@faults.guarded("pipelines.open")
+def _make_plan(pipeline: Any, key: tuple[str, str], model: Any) -> Plan:
+    task, operation = key
+    task = str(task or type(pipeline).__name__)
+    plan = current.make_plan(operation or _operation(task, None), model=model, source=PIPELINES)
+    plan.attributes = {semconv.TASK: task}
+    plan.phase_names = _phase_names(pipeline)
+    return plan
+
+
 def _open(pipeline: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Inference | None:
-    plan = _plan(pipeline, args, kwargs)
-    inference = current.open_inference(plan, model=getattr(pipeline, "model", None))
-    if inference is not None and plan is not None and plan.settings.capture_content != "NO_CONTENT":
-        inference.content = Content(content.messages_of(args[0] if args else kwargs.get("inputs")))
-    return inference
+    try:
+        plan = _plan(pipeline, args, kwargs)
+        inference = current.open_inference(plan, model=getattr(pipeline, "model", None))
+        if inference is not None and inference.plan.settings.capture_content != "NO_CONTENT":
+            inference.content = Content(content.messages_of(args[0] if args else kwargs.get("inputs")))
+        return inference
+    except Exception:  # noqa: BLE001 - a pipeline of the program's own
+        faults.note("pipelines.open")
+        return None
 
 
 def _operation(task: str, inputs: Any) -> str:
@@ -123,8 +132,6 @@ def _capture_output(captured: Content, result: Any) -> None:
 
 
 def _patch_phases(cls: type, patches: Patches) -> None:
-    if _patched_classes.get(cls) is patches:
-        return
     try:
         for name, make in _METHODS.items():
             owner = next((base for base in cls.__mro__ if name in vars(base)), None)
@@ -139,6 +146,13 @@ def _patch_phases(cls: type, patches: Patches) -> None:
 _patched_classes: weakref.WeakKeyDictionary[type, Patches] = weakref.WeakKeyDictionary()
 
 
+def _phase_names(pipeline: Any) -> tuple[str, str]:
+    """Of what comes before the forward and after it, by whether the input is text."""
+    return (
+        (semconv.TOKENIZE, semconv.DETOKENIZE) if _reads_text(pipeline) else (semconv.PREPROCESS, semconv.POSTPROCESS)
+    )
+
+
 def _reads_text(pipeline: Any) -> bool:
     """Whether the input is text. A pipeline that loads a processor for images, audio or video does not read text,
     but for text-to-audio, where the processor takes text."""
@@ -146,7 +160,7 @@ def _reads_text(pipeline: Any) -> bool:
         return True
     if getattr(pipeline, "tokenizer", None) is None:
         return False
-    for loads, name in _OTHER_PROCESSORS:  # a plain loop: this runs twice in each call
+    for loads, name in _OTHER_PROCESSORS:
         if getattr(pipeline, loads, None) or getattr(pipeline, name, None) is not None:
             return False
     return True
@@ -157,20 +171,9 @@ _OTHER_PROCESSORS = [
 ]
 
 
-def _begin(pipeline: Any, text: str, other: str) -> Phase | None:
-    """A phase of the inference that is active here; ``None`` outside of one and inside another phase."""
-    inference = current.open_here()
-    if inference is None:
-        return None
-    try:
-        return inference.begin(text if text == other or _reads_text(pipeline) else other)
-    except Exception:  # noqa: BLE001
-        faults.note("pipelines.phase")
-        return None
-
-
-def _next_chunk(phase: Phase, chunks: Generator[Any, Any, Any]) -> Any:
-    """The next chunk, inside ``phase``. The step that finds no more of them is no call: its phase is not kept."""
+def _next_chunk(inference: Inference, pipeline: Any, chunks: Generator[Any, Any, Any]) -> Any:
+    """The next chunk, inside a phase. The step that finds no more of them is no call: its phase is not kept."""
+    phase = Phase((inference.plan.phase_names or _phase_names(pipeline))[0], inference, perf_counter_ns())
     return current.run_phase(phase, next, (chunks,), {}, discard_at=StopIteration)
 
 
@@ -181,9 +184,9 @@ def _preprocess(original: Callable[..., Any]) -> Callable[..., Any]:
             chunks = original(self, *args, **kwargs)
             try:
                 while True:
-                    phase = _begin(self, semconv.TOKENIZE, semconv.PREPROCESS)
+                    inference = current.open_here()
                     try:
-                        chunk = next(chunks) if phase is None else _next_chunk(phase, chunks)
+                        chunk = next(chunks) if inference is None else _next_chunk(inference, self, chunks)
                     except StopIteration as stop:
                         return stop.value
                     yield chunk
@@ -193,9 +196,10 @@ def _preprocess(original: Callable[..., Any]) -> Callable[..., Any]:
         return preprocess_chunks
 
     def preprocess(self: Any, *args: Any, **kwargs: Any) -> Any:
-        phase = _begin(self, semconv.TOKENIZE, semconv.PREPROCESS)
-        if phase is None:
+        inference = current.open_here()
+        if inference is None:
             return original(self, *args, **kwargs)
+        phase = Phase((inference.plan.phase_names or _phase_names(self))[0], inference, perf_counter_ns())
         return current.run_phase(phase, original, (self, *args), kwargs)
 
     return preprocess
@@ -203,10 +207,11 @@ def _preprocess(original: Callable[..., Any]) -> Callable[..., Any]:
 
 def _forward(original: Callable[..., Any]) -> Callable[..., Any]:
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        phase = _begin(self, semconv.FORWARD, semconv.FORWARD)
-        if phase is None:
+        inference = current.open_here()
+        if inference is None:
             return original(self, *args, **kwargs)
-        _note_batch(phase, self, args[0] if args else kwargs.get("model_inputs"))
+        phase = Phase(semconv.FORWARD, inference, perf_counter_ns())
+        _note_batch(inference, phase, self, args[0] if args else kwargs.get("model_inputs"))
         result = current.run_phase(phase, original, (self, *args), kwargs)
         if phase.generation is not None:
             _note_generated(phase, result)
@@ -215,19 +220,18 @@ def _forward(original: Callable[..., Any]) -> Callable[..., Any]:
     return forward
 
 
-@faults.guarded("pipelines.batch")
-def _note_batch(phase: Phase, pipeline: Any, inputs: Any) -> None:
-    inference = phase.inference
-    if inference is None:
-        return
-    batch = read_batch(inputs)
-    if batch is not None:
-        inference.add_batch(phase, batch)
-    if inference.device is None:
-        device = getattr(pipeline, "device", None)
-        inference.device = None if device is None else str(device)
-    model = getattr(pipeline, "model", None)
-    current.begin_forward(phase, model, inference.device, phase.start_ns)
+def _note_batch(inference: Inference, phase: Phase, pipeline: Any, inputs: Any) -> None:
+    try:
+        batch = read_batch(inputs)
+        if batch is not None:
+            inference.add_batch(phase, batch)
+        if inference.device is None:
+            device = getattr(pipeline, "device", None)
+            inference.device = None if device is None else str(device)
+        model = getattr(pipeline, "model", None)
+        current.begin_forward(phase, model, inference.device, phase.start_ns)
+    except Exception:  # noqa: BLE001
+        faults.note("pipelines.batch")
 
 
 @faults.guarded("pipelines.generated")
@@ -244,12 +248,12 @@ def _note_generated(phase: Phase, result: Any) -> None:
 
 def _postprocess(original: Callable[..., Any]) -> Callable[..., Any]:
     def postprocess(self: Any, *args: Any, **kwargs: Any) -> Any:
-        phase = _begin(self, semconv.DETOKENIZE, semconv.POSTPROCESS)
-        if phase is None:
+        inference = current.open_here()
+        if inference is None:
             return original(self, *args, **kwargs)
+        phase = Phase((inference.plan.phase_names or _phase_names(self))[1], inference, perf_counter_ns())
         result = current.run_phase(phase, original, (self, *args), kwargs)
-        if phase.inference is not None:
-            phase.inference.counts.items += 1
+        inference.counts.items += 1
         return result
 
     return postprocess

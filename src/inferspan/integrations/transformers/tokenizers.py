@@ -31,7 +31,10 @@ def _phase(
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     def make(original: Callable[..., Any]) -> Callable[..., Any]:
         def tokenizer_method(self: Any, *args: Any, **kwargs: Any) -> Any:
-            phase = current.begin_phase(name) if current.settings() is not None and not _in_worker() else None
+            inside = current.here()
+            if inside is not None and inside.phase is not None:
+                return original(self, *args, **kwargs)
+            phase = None if current.settings() is None or _in_worker() else current.begin_phase(name)
             if phase is None:
                 return original(self, *args, **kwargs)
             active = current.enter_phase(phase)

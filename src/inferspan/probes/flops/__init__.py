@@ -74,11 +74,8 @@ class Decoded(NamedTuple):
 class ForwardShapes:
     """What the models of one forward were called with, and what its decoding loop runs on."""
 
-    __slots__ = ("calls", "decoded")
-
-    def __init__(self) -> None:
-        self.calls: list[tuple[Inventory, CallShapes]] = []
-        self.decoded: Decoded | None = None
+    calls: tuple[tuple[Inventory, CallShapes], ...] = ()
+    decoded: Decoded | None = None
 
 
 def inventory_of(model: Any, info: ModelInfo) -> Inventory | None:
@@ -105,10 +102,14 @@ class FlopsProbe(Probe):
     def model_called(
         self, phase: Phase, mark: ForwardShapes, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:
-        inventory = inventory_of(model, current.model_info(model))
+        plan = phase.inference.plan if phase.inference is not None else None
+        info = plan.info if plan is not None and plan.model() is model else None
+        if info is None:
+            info = current.model_info(model)
+        inventory = info.facts["inventory"] if "inventory" in info.facts else inventory_of(model, info)
         shapes = None if inventory is None else read_shapes(args, kwargs)
         if inventory is not None and shapes is not None:
-            mark.calls.append((inventory, shapes))
+            mark.calls = (*mark.calls, (inventory, shapes))
 
     def decoding_begins(self, phase: Phase, mark: ForwardShapes, loop: DecodingLoop) -> None:
         if phase.generation is None or phase.inference is None:
