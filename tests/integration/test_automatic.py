@@ -216,6 +216,7 @@ def test_help_lists_each_option_once() -> None:
         "inferspan_devices_detail",
         "inferspan_devices_interval",
         "inferspan_devices_lock",
+        "inferspan_fast_path",
         "inferspan_flush_timeout",
         "inferspan_gpu_timers_max",
         "inferspan_hooks",

@@ -161,7 +161,7 @@ def test_a_forward_inside_a_capture_is_not_touched(gpu: FakeGpu, on_gpu: Recorde
 def test_a_device_that_never_answers_costs_its_time_only(
     gpu: FakeGpu, on_gpu: Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(worker, "_PATIENCE_NS", 50_000_000)
+    monkeypatch.setattr(worker, "_DEVICE_TIMEOUT_NS", 50_000_000)
     working(tiny.classifier(), gpu, finishes=False)(IDS)
     found = measured(on_gpu, "forward")
     assert found["gpu.pending"] is True
@@ -341,7 +341,7 @@ def test_a_lost_device_hurts_nobody(gpu: FakeGpu, on_gpu: Recorder) -> None:
 def test_the_worker_goes_on_with_what_follows_when_the_first_is_given_up(
     gpu: FakeGpu, on_gpu: Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(worker, "_PATIENCE_NS", 200_000_000)
+    monkeypatch.setattr(worker, "_DEVICE_TIMEOUT_NS", 200_000_000)
     stuck = working(tiny.classifier(), gpu, finishes=False)
     stuck(IDS)
     free = tiny.classifier()

@@ -544,4 +544,4 @@ def test_model_in_a_folder_by_class_hides_its_last_part_too(folder: Path, bare_r
 
 def test_call_of_own_class_leaves_no_context(recorder: Recorder) -> None:
     make(own())(THREE)
-    assert current.ACTIVE.get() is None
+    assert current.here() is None

@@ -634,7 +634,7 @@ def test_consumer_spans_during_iteration_stay_outside(items: Callable[[], Any], 
     for _ in range(3):
         next(result)
         assert get_current_span() is INVALID_SPAN
-        assert current.ACTIVE.get() is None
+        assert current.here() is None
         with recorder.tracer.start_as_current_span("mine"):
             pass
     assert next(result, None) is None
@@ -658,7 +658,7 @@ def test_lazy_result_consumed_in_another_thread_is_one_trace(recorder: Recorder)
 
     def consume() -> None:
         seen.extend(result)
-        seen.append((get_current_span(), current.ACTIVE.get()))
+        seen.append((get_current_span(), current.here()))
 
     with recorder.tracer.start_as_current_span("caller"):
         result = pipe(text for text in THREE)
@@ -674,7 +674,7 @@ def test_call_leaves_the_context_as_it_was(recorder: Recorder) -> None:
     with recorder.tracer.start_as_current_span("mine") as mine:
         pipe(THREE)
         assert get_current_span() is mine
-        assert current.ACTIVE.get() is None
+        assert current.here() is None
     assert get_current_span() is INVALID_SPAN
 
 
@@ -898,7 +898,7 @@ def test_error_half_way_reaches_the_caller_and_ends_the_trace(phase: str, how: s
     assert caught.value is error
     assert error.__cause__ is None
     assert error.__context__ is None
-    assert current.ACTIVE.get() is None
+    assert current.here() is None
     assert get_current_span() is INVALID_SPAN
     gc.collect()
     assert recorder.trees() == [(CLASSIFIER, *FAILING[phase])]

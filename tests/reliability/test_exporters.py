@@ -455,7 +455,7 @@ if is_on():
 connect(capture_content="EVENT_ONLY")
 from inferspan.core import current, messages
 def tell(n):
-    inference = current.open_inference("answer", None)
+    inference = current.open_inference(current.make_plan("answer"))
     if inference is not None:
         inference.set("number", n)
         inference.content = messages.Content([("user", "Hello")], [("assistant", "Hi")])

@@ -157,7 +157,7 @@ def test_interruption_comes_out_as_it_is_and_the_inference_is_exported_once(
         run(fail)
     if type(error) is not GeneratorExit or run is not in_lazy_pipeline:
         assert raised.value is error
-    assert (current.ACTIVE.get(), current.open_count()) == (None, 0)
+    assert (current.here(), len(current.state.open)) == (None, 0)
 
     assert recorder.trees() == [tree]
     root = recorder.spans()[0]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from inferspan.core.record import Inference
+from support import records
 from support.ledger import TREE, Ran, both, program
 
 START = """
@@ -64,10 +64,10 @@ sys.exit(3)
     "in a phase it belongs to that phase; an `inference()` block, and what runs outside, is an inference of its own",
 )
 def test_signal_handler_in_the_midst_of_the_end_of_a_phase_does_not_wait_for_itself() -> None:
-    inference = Inference("answer", "answer", None, 64)
+    inference = records.inference("answer")
 
     def interrupted() -> None:
-        with inference.lock:  # as a handler finds it
+        with inference.phases.lock:  # as a handler finds it
             inference.end(inference.begin("handle"))
 
     thread = threading.Thread(target=interrupted, daemon=True)
@@ -221,7 +221,7 @@ first = found.index(1)
 note(calls=395 - first)
 assert found[first:] == [1] * len(found[first:])  # no gap: where it fits, it fits from there on
 from inferspan.core import current
-print(current.ACTIVE.get(), current.open_count())
+print(current.here(), len(current.state.open))
 print([infer(n) for n in range(1, 31)])
 sys.exit(3)
 """

@@ -27,6 +27,7 @@ from inferspan.core.plan import Plan
 from inferspan.core.record import Inference, Phase
 from inferspan.integrations.patching import Patches, is_ours
 from inferspan.integrations.tensors import read_call
+from inferspan.integrations.torch.describe import is_replica
 
 EVAL_FRAME = "torch._dynamo.eval_frame"
 _EVERY = "_inferspan_every"
@@ -208,7 +209,7 @@ def call(
             return function(*args, **kwargs)
         finally:
             phase.in_model = False
-    if not (every or id(model) in _roots) or not _may_record() or _is_replica(model):
+    if not (every or id(model) in _roots) or not _may_record() or is_replica(model):
         return function(*args, **kwargs)
     if _trains(model):
         return current.run_suppressed(function, args, kwargs)
@@ -220,11 +221,6 @@ def begin(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Inferenc
     if current.here() is not None or not _may_record() or _trains(model):
         return None
     return _open(model, args, kwargs)
-
-
-def _is_replica(model: Any) -> bool:
-    """Whether it is one of ``DataParallel``'s, which runs in a thread without a context, for the inference of all."""
-    return "_is_replica" in getattr(model, "__dict__", ())
 
 
 def _may_record() -> bool:

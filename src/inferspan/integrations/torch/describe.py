@@ -106,6 +106,11 @@ class _Witness:
         return seen
 
 
+def is_replica(model: Any) -> bool:
+    """Whether it is one of ``DataParallel``'s, which runs in a thread without a context, for the inference of all."""
+    return "_is_replica" in getattr(model, "__dict__", ())
+
+
 def written_class(module: Any) -> type:
     """The class that a module was written as: torch's ``fully_shard()`` puts one of its own making before it."""
     cls = type(module)

@@ -30,6 +30,7 @@ from inferspan.core.record import Inference, Phase
 from inferspan.core.steps import Generation
 from inferspan.integrations.patching import Patches, subclasses
 from inferspan.integrations.tensors import read_output
+from inferspan.integrations.torch.describe import is_replica
 from inferspan.integrations.transformers import inputs
 
 PIPELINES = "pipelines"
@@ -202,6 +203,8 @@ def _make_plan(model: Any, _: str, __: Any) -> Plan:
 
 @faults.guarded("generation.open")
 def _open(model: Any, streamer: Any) -> Inference | None:
+    if is_replica(model):
+        return None
     parent = None
     if streamer is not None and not current.has_current_span():
         # Thread(target=model.generate) starts without a context; the streamer brings that of its maker.
