@@ -23,7 +23,7 @@ FIELDS_MAX = 25
 LONG_FILES: dict[str, int] = {}
 LONG_FUNCTIONS: dict[str, int] = {}
 """``path:qualified name``."""
-CORE_TODAY = 1378  # it has to fall to CORE_MAX
+CORE_TODAY = 1230  # it has to fall to CORE_MAX
 FIELDS_TODAY = {"Inference": 57}  # it has to fall to FIELDS_MAX
 GLOBALS_TODAY = {
     "core/current.py",

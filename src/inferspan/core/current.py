@@ -12,13 +12,12 @@ Each :class:`Active` knows the one outside of it, so that the answer is right ho
 - an inference that is open may get phases from any thread or task;
 - whoever is left out of order, or in another context, leaves nothing behind in either.
 
-What is opened here is handed to a :class:`Sink` when it closes. There is one sink while instrumented, none otherwise:
+What is opened here is handed to a :class:`~inferspan.core.state.Sink` when it closes. There is one sink while instrumented, none otherwise:
 a wrapper that somebody kept beyond ``uninstrument()`` finds none and passes straight through.
 """
 
 from __future__ import annotations
 
-import itertools
 import os
 import sys
 from asyncio import _get_running_loop, current_task
@@ -27,7 +26,7 @@ from contextlib import suppress
 from contextvars import ContextVar
 from threading import get_ident
 from time import perf_counter_ns, sleep
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from opentelemetry import context as otel_context
 from opentelemetry.context import Context
@@ -37,53 +36,19 @@ from opentelemetry.trace import get_current_span, set_span_in_context
 from inferspan import faults
 from inferspan.core import rank
 from inferspan.core.errors import Failure, failure_of, is_cancellation
-from inferspan.core.model import Describer, ModelInfo, Models
-from inferspan.core.plan import Plan, Plans, Probes
+from inferspan.core.model import Describer, ModelInfo
+from inferspan.core.plan import Plan, Probes
 from inferspan.core.probe import CallSite, begin, end
-from inferspan.core.record import Inference, Overflow, Phase, StandalonePhase
+from inferspan.core.record import Inference, Phase, StandalonePhase
+from inferspan.core.state import Sink, state
 
 if TYPE_CHECKING:
-    from opentelemetry.trace import Link, Span
+    from opentelemetry.trace import Link
 
     from inferspan.config import Settings
 
 _CLOSING_NS = 10**9
 _SUPPRESSED = Phase("suppressed", None, 0)
-
-
-class Sink(Protocol):
-    """What :mod:`inferspan.emit` is to the calling thread."""
-
-    def start_root(self, inference: Inference, context: Context) -> Span:
-        """Start the live root span; a span that is not recording where the trace is not sampled."""
-
-    def submit(self, record: Inference | Overflow) -> None:
-        """Take a finished record. Never blocks and takes no lock: it may be called by the garbage collector."""
-
-    def submit_standalone(self, record: StandalonePhase) -> None:
-        """Take a finished phase of no inference. Called by the thread that ran it."""
-
-    def leave_process(self) -> None:
-        """Emit everything finished and have the providers flush, if there was anything in this process."""
-
-
-class State:
-    """The instrumentation in force: ``settings`` and ``sink`` are ``None`` while there is none."""
-
-    def __init__(self) -> None:
-        self.settings: Settings | None = None
-        self.sink: Sink | None = None
-        self.describer: Describer | None = None
-        self.patches: Any = None  # what the integrations have replaced
-        self.probes = Probes(())
-        self.plans = Plans()
-        self.models = Models()
-        self.open: dict[int, Inference] = {}
-        self.serials = itertools.count(1)
-        self.last_serial = 0
-
-
-state = State()
 
 
 class Active:
