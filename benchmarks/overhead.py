@@ -9,7 +9,7 @@ take turns:
     off      nothing
     bare     by hand: a root and three children, five attributes in all, no metrics
     equal    by hand: as many spans, attributes and metric points as ours
-    floor    the least that as many facts can cost: around the same calls clocks are read and nothing else is done, and
+    floor    the least that as much telemetry can cost: around the same calls only clocks are read, and
              a thread makes spans and points of constants every 5 ms, past the tracer and the instruments
     points   the same without spans: the least for what is sampled out
     ours     inferspan.instrument(), everything on
@@ -21,7 +21,7 @@ Spans go through a BatchSpanProcessor whose exporter encodes them as OTLP and dr
 and ``p99`` are of single calls on the calling thread; ``cpu`` is process CPU time of the whole loop with the final
 flush, per call, so that work put off to another thread counts too. Each figure is the mean of the lower half of the
 rounds, since noise on a shared machine only adds; what is printed is the difference to ``off`` in microseconds, and its
-ratio to what ``bare`` adds, or for the ``cpu`` of what tells as much as ``equal``, to that.
+ratio to what ``bare`` adds, or for the ``cpu`` of modes that emit as much as ``equal``, to that.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ NEW_TOKENS = 32
 
 
 def prepare(mode: str, workload: str, shape: dict[str, Any]) -> tuple[Callable[[], Any], Callable[[], Any]]:
-    """The call of a mode in this process, and what flushes what it has told."""
+    """The call of a mode in this process, and what flushes what it has emitted."""
     import torch
 
     torch.set_num_threads(1)
@@ -93,7 +93,7 @@ def measure(mode: str, workload: str, calls: int, shape: dict[str, Any]) -> dict
 
 
 def shape_of(workload: str) -> dict[str, Any]:
-    """What one call of ours tells: attributes of each span, by its depth, and the points, by their attributes."""
+    """What one call of ours emits: attributes of each span, by its depth, and the points, by their attributes."""
     from opentelemetry.sdk.trace.export import SimpleSpanProcessor
     from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
@@ -257,7 +257,7 @@ def _floor(phases: Phases, provider: Any, meter: Any, shape: dict[str, Any], wit
         provider._active_span_processor.on_end(made)
         return made
 
-    def tell() -> None:
+    def emit() -> None:
         while True:
             time.sleep(0.005)
             while done:
@@ -282,7 +282,7 @@ def _floor(phases: Phases, provider: Any, meter: Any, shape: dict[str, Any], wit
         done.append(times)
         return result
 
-    threading.Thread(target=tell, daemon=True).start()
+    threading.Thread(target=emit, daemon=True).start()
     return call
 
 
@@ -323,7 +323,7 @@ def main() -> None:
         mode: {name: lower_half([one[name] for one in rounds]) for name in FIGURES} for mode, rounds in found.items()
     }
     added = {mode: {name: figures[mode][name] - figures["off"][name] for name in FIGURES} for mode in modes}
-    print(f"{options.workload}, {options.rounds} rounds of {calls} calls, µs; ours tells {json.dumps(shape)}")
+    print(f"{options.workload}, {options.rounds} rounds of {calls} calls, µs; ours emits {json.dumps(shape)}")
     print("off     " + "  ".join(f"{name} {figures['off'][name]:7.0f}" for name in FIGURES))
     for mode in modes[1:]:
         print(f"{mode:12}" + "  ".join(f"{name} {added[mode][name]:+7.0f}" for name in FIGURES), end="")

@@ -1,8 +1,8 @@
-"""The program that ``soak.py`` watches: inferences of every kind at once, while things go wrong around them.
+"""The program that ``soak.py`` checks: inferences of every kind at once, while things go wrong around them.
 
 It runs in rounds. In each, threads and an event loop infer, and an operator flushes, forks, uninstruments, replaces
 providers and has the exporter fail; then all come to rest, all is flushed, and memory, threads and file descriptors
-are read. Each inference has a number, an attribute of its root span, and each that has been recorded is told to the
+are read. Each inference has a number, an attribute of its root span, and each that has been recorded is written to the
 ledger, a pipe, with the tree that must arrive.
 """
 
@@ -74,7 +74,7 @@ class Ledger:
 
 
 class Exporter(SpanExporter):
-    """OTLP over HTTP, which fails for a while where it is told to. A forked child has connections of its own."""
+    """OTLP over HTTP, which fails for a while on request. A forked child has connections of its own."""
 
     fault: str | None = None
 
@@ -159,7 +159,7 @@ class Soak:
         resource = Resource.create({"service.name": "soak", "service.instance.id": str(next(self.instances))})
         tracer_provider = TracerProvider(resource=resource)
         exporter = Exporter(self.endpoint, self.ledger)
-        # room for all that comes while an exporter tries again: what the SDK drops it does not tell
+        # room for all that comes while an exporter tries again: what the SDK drops it does not report
         tracer_provider.add_span_processor(BatchSpanProcessor(exporter, 1 << 18, schedule_delay_millis=500))
         # It collects at rest only: at a fork it could hold locks of the SDK that the child would wait for.
         reader = PeriodicExportingMetricReader(MetricExporter(f"{self.endpoint}/v1/metrics"), 3_600_000)
@@ -249,7 +249,7 @@ class Soak:
     # -- inferences -------------------------------------------------------------------------------------------------
 
     def recorded(self, serial: int, expected: Any, attributes: dict[str, Any], before: int, marked: list[bool]) -> None:
-        """Tell the ledger of an inference that has ended. ``marked`` says, once marked, whether that was certain."""
+        """Write to the ledger that an inference has ended. ``marked`` says, once marked, whether that was certain."""
         undisturbed = self.transitions == before and before % 2 == 0
         if not marked:
             if undisturbed:
@@ -486,7 +486,7 @@ class Soak:
         )
 
     def leave_open(self) -> None:
-        """What runs when the program ends is ended and told, too."""
+        """What runs when the program ends is ended and exported, too."""
         serial = next(self.serials)
         mark, marked = self.marking(serial)
         with cheap.stamped(mark):

@@ -15,6 +15,8 @@ import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+import architecture
+
 from inferspan import config, semconv
 from inferspan.bench import differences, result_file
 
@@ -145,6 +147,10 @@ PARTS: dict[str, tuple[str, Callable[[], str]]] = {
     "promises": ("docs/reliability.md", promises),
     "faults": ("docs/reliability.md", faults),
     "losses": ("docs/reliability.md", losses),
+    "way": ("docs/architecture.md", architecture.way),
+    "imports": ("docs/architecture.md", architecture.imports),
+    "files": ("docs/architecture.md", architecture.files),
+    "makers": ("docs/architecture.md", architecture.makers),
 }
 
 

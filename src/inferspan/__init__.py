@@ -4,8 +4,8 @@
     inferspan.instrument()
 
 From then on every Hugging Face pipeline call, ``generate()``, tokenizer call and model forward, and every call of a
-torch module that is put in ``eval()``, is a trace with its phases, and the same facts are metrics, through the
-OpenTelemetry providers that the program has set.
+torch module that is put in ``eval()``, is a trace with its phases and gives metrics, through the OpenTelemetry
+providers that the program has set.
 ``opentelemetry-instrument python serve.py`` does the same without a line of code.
 
 Public is what this module lists, the entry points, the command line, the settings (``inferspan.config``) and the
@@ -50,20 +50,20 @@ def instrument(**settings: Any) -> None:
 
 
 def uninstrument() -> None:
-    """Put every class back as it was, after telling what is finished to the providers."""
+    """Put every class back as it was. What is finished is handed to the providers first."""
     from inferspan.instrumentor import InferspanInstrumentor
 
     InferspanInstrumentor().uninstrument()
 
 
 def force_flush(timeout_s: float = 30.0) -> bool:
-    """Tell every finished inference to the providers and have them flush.
+    """Hand every finished inference to the providers and have them flush.
 
     Args:
         timeout_s: seconds to wait at most, for ours and again for the providers.
 
     Returns:
-        Whether all was told and flushed in time.
+        Whether everything was handed over and flushed in time.
     """
     # not imported for this: a signal handler may flush while the program is just importing it
     instrumentor = getattr(sys.modules.get(f"{__name__}.instrumentor"), "InferspanInstrumentor", None)

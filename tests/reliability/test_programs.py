@@ -27,7 +27,10 @@ posix = pytest.mark.skipif(sys.platform == "win32", reason="signals and limits o
 
 
 @posix
-@pytest.mark.fault("a signal handler that infers", "inside an inference it is part of that one, outside one of its own")
+@pytest.mark.fault(
+    "a signal handler that infers",
+    "in a phase it belongs to that phase; an `inference()` block, and what runs outside, is an inference of its own",
+)
 def test_signal_handler_that_infers_neither_hangs_nor_loses_anything(tmp_path: Path) -> None:
     code = """
 connect()
@@ -56,7 +59,10 @@ sys.exit(3)
     assert ran.spans("handler")[-1]["parent"] is None
 
 
-@pytest.mark.fault("a signal handler that infers", "inside an inference it is part of that one, outside one of its own")
+@pytest.mark.fault(
+    "a signal handler that infers",
+    "in a phase it belongs to that phase; an `inference()` block, and what runs outside, is an inference of its own",
+)
 def test_signal_handler_in_the_midst_of_the_end_of_a_phase_does_not_wait_for_itself() -> None:
     inference = records.inference("answer")
 
@@ -170,7 +176,7 @@ sys.exit(3)
 
 
 @pytest.mark.fault(
-    "a module reload: of `inferspan`, of hooked modules, of the program's own", "each inference is exported once"
+    "a module reload: of `inferspan`, of instrumented modules, of the program's own", "each inference is exported once"
 )
 def test_modules_that_are_reloaded_are_recorded_once(tmp_path: Path) -> None:
     code = """
@@ -231,7 +237,9 @@ sys.exit(3)
     assert exported[0] + dropped["fault"] >= ran.ended()[0]
 
 
-@pytest.mark.fault("a thread that cannot be started", "told at the next flush or exit, on the thread that asks for it")
+@pytest.mark.fault(
+    "a thread that cannot be started", "emitted at the next flush or exit, on the thread that asks for it"
+)
 def test_thread_that_cannot_be_started_leaves_all_to_the_exit(tmp_path: Path) -> None:
     code = """
 connect()

@@ -82,7 +82,7 @@ class Samples:
     resident_bytes: list[Count | None] = field(default_factory=list)
     """Resident set of the process at the end of the request."""
     device_bytes: list[Count | None] = field(default_factory=list)
-    """What the device's allocator had handed out then."""
+    """Bytes that the device's allocator had allocated then."""
     device_peak_bytes: list[Count | None] = field(default_factory=list)
     """The allocator's highest value in the request, or its upper bound."""
     device_reserved_bytes: list[Count | None] = field(default_factory=list)

@@ -22,7 +22,7 @@ _DRIVER_S = 30.0
 _GIB = 1 << 30
 _ID_LENGTH = 12
 """Enough for CUDA_VISIBLE_DEVICES, which takes prefixes."""
-_HEAD = ("", "device", "busy", "memory", "power", "temperature", "SM clock", "held down by", "PCIe", "id")
+_HEAD = ("", "device", "busy", "memory", "power", "temperature", "SM clock", "throttled by", "PCIe", "id")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
