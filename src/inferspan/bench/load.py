@@ -38,7 +38,7 @@ class Turn:
     began: float
     """Reading of ``perf_counter`` from which offsets count."""
     advanced: Callable[[float], None]
-    """Told which share of the turn is done."""
+    """Hears which share of the turn is done."""
 
 
 @dataclass(slots=True)

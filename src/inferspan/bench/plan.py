@@ -13,7 +13,7 @@ __all__ = ["Plan", "Progress", "steps", "sweep"]
 
 
 class Progress(Protocol):
-    """Is told how far the run is."""
+    """Hears how far the run is."""
 
     def begin(self, stage: str, about: str, steps: float = 0.0) -> None:
         """A stage begins, which is so much of the run's steps: one for each configuration of each target."""

@@ -74,7 +74,7 @@ def render(results: Sequence[tuple[str, Result]], *, threshold: float) -> str:
 
 
 def names_of(paths: Sequence[Path]) -> list[str]:
-    """Names for files, each once: as short as tells them apart."""
+    """Names for files, each once: as short as distinguishes them."""
     for parts in range(1, 20):
         names = ["/".join(path.parts[-parts:]) for path in paths]
         if len(set(names)) == len(set(paths)):
@@ -188,7 +188,7 @@ def _comparisons(runs: Sequence[_Run], threshold: float) -> list[Comparison]:
 
 
 def _verdicts(comparison: Comparison) -> dict[str, Any]:
-    verdict, told = wording.conclusion(comparison)
+    verdict, conclusion = wording.conclusion(comparison)
     several = len({row.target for row in comparison.rows}) > 1
     rows = []
     place = ""
@@ -211,7 +211,7 @@ def _verdicts(comparison: Comparison) -> dict[str, Any]:
     return {
         "title": f"{comparison.candidate} against {comparison.baseline}",
         "mark": verdict.value,
-        "told": told,
+        "conclusion": conclusion,
         "heads": (comparison.baseline, comparison.candidate) if comparison.took_turns else ("baseline", "here"),
         "refusing": [str(each) for each in comparison.differences if each.refuses],
         "differing": [str(each) for each in comparison.differences if not each.refuses],

@@ -209,7 +209,7 @@ def _measure(options: argparse.Namespace, plan: Plan) -> Result:
         with _progress(options, runner.steps(plan)) as progress:
             result = runner.run(plan, recorder, progress)
         if options.otlp:
-            baseline.tell(recorder.meter, baseline.points(result))
+            baseline.record(recorder.meter, baseline.points(result))
     finally:
         recorder.stop()
     return result

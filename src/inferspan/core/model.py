@@ -41,7 +41,7 @@ class Describer(Protocol):
         """Value of ``gen_ai.provider.name``."""
 
     def revision_of(self, model: Any) -> str | None:
-        """Its revision, if it tells."""
+        """Its revision, if it is known."""
 
     def witness(self, model: Any) -> Witness | None:
         """What says that the model is still as it was read; ``None``: it never changes."""
@@ -153,7 +153,7 @@ def _read(model: Any, describer: Describer, local_name: str) -> ModelInfo:
 
 
 def display_name(source: str, fallback: str, local_name: str) -> tuple[str, str | None]:
-    """Name to show, and the revision if the source tells it, of a Hub id or a path."""
+    """Name to show, and the revision if the source has it, of a Hub id or a path."""
     source = source.encode("utf-8", "replace").decode()  # a folder's name may be no text, and would fail its export
     snapshot = _SNAPSHOT.search(source)
     if snapshot:

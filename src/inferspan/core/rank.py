@@ -2,7 +2,7 @@
 
 Read from ``torch.distributed`` where the program has set that up, else from what torchrun and its like put into the
 environment; nothing is imported, initialised or sent for it. What was read stays: a program may leave its process
-group before its last inference is told. A process that is the only one has no rank.
+group before its last inference is emitted. A process that is the only one has no rank.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _group: Callable[[], Any] | None = None
 
 
 def attributes() -> Mapping[str, int]:
-    """The rank as an attribute of root spans and points: it tells processes apart, whatever their resource says."""
+    """The rank as an attribute of root spans and points: it distinguishes processes, whatever their resource says."""
     global _group
     # looked up each time, since the program may make its group of all processes at any time
     group = getattr(getattr(sys.modules.get("torch.distributed"), "group", None), "WORLD", None)

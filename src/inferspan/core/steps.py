@@ -28,8 +28,8 @@ class Generation:
     readings, ``outputs`` what each loop returned; ``read_later`` counts the last of them anew once it is on the host.
     ``is_assisted``: a draft proposes tokens. ``on_first_token`` is called when the first one is there.
 
-    ``in_loop`` tells a call that is the generation itself (Whisper's ``generate`` calls the general one for each
-    segment, Blip's that of its language model) from one inside a step of it (a draft model), which must not count.
+    ``in_loop`` distinguishes a call that is the generation itself (Whisper's ``generate`` calls the general one for
+    each segment, Blip's that of its language model) from one inside a step of it (a draft model), which must not count.
     """
 
     def __init__(self) -> None:

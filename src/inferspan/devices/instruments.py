@@ -35,7 +35,7 @@ def create(meter: Meter, settings: Settings, current: Callable[[], Sampler | Non
 def _observe(current: Callable[[], Sampler | None], name: str, options: CallbackOptions) -> Iterable[Observation]:
     sampler = current()
     snapshot = None if sampler is None else sampler.snapshot()
-    # each process tells its own CPU and memory; a device or the host is told by whichever of them it falls to
+    # each process reports its own CPU and memory; a device or the host is reported by whichever of them it falls to
     place = rank.attributes() if semconv.METRICS[name].source == "process" else {}
     points = [] if snapshot is None else snapshot.points.get(name, ())
     return [Observation(value, {**attributes, **place}) for value, attributes in points]

@@ -65,7 +65,7 @@ class Providers:
     def writer(self) -> TracerWriter:
         """What writes our spans, of the provider in force now. Also notices a new meter provider, for the sake of the
         exit."""
-        if self._is_released:  # of a record that was being told
+        if self._is_released:  # of a record that was being emitted
             return self._writer
         provider = self._given_tracer_provider or trace.get_tracer_provider()
         meter_provider = self._given_meter_provider or metrics.get_meter_provider()

@@ -146,7 +146,6 @@ INTEGRATIONS: tuple[Integration, ...] = (
         },
         always=True,
     ),
-    Integration("layers", TORCH, ".torch.layers", {"torch": "install"}, always=True),
     Integration("graphs", TORCH, ".torch.graphs", {"torch.cuda.graphs": "install"}, measure="gpu_time"),
     Integration("compilation", TORCH, ".torch.compilation", {"torch._dynamo.utils": "install"}, measure="compiles"),
     Integration(

@@ -1,4 +1,4 @@
-"""Where a process ends without exit handlers: what they would have told is told before.
+"""Where a process ends without exit handlers: what they would have emitted is emitted before.
 
 Processes of ``multiprocessing`` that were forked (a ``Pool``, a DataLoader's workers, a fork server's children) and
 Celery's leave by ``os._exit``. Uvicorn ends by the signal that stopped it, whose default handler it has put back. No

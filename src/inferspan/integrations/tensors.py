@@ -43,7 +43,7 @@ def read_batch(inputs: Any, pad_id: int | None = None) -> Batch | None:
 
 
 def read_call(args: tuple[Any, ...], kwargs: Mapping[str, Any], *, has_ids: bool) -> Batch | None:
-    """The batch in the arguments of a model: what transformers' names tell, else its first tensor. ``has_ids``: one
+    """The batch in the arguments of a model: what transformers' names say, else its first tensor. ``has_ids``: one
     that looks like token ids without being named so is taken for them."""
     found = (read_tensor(value, has_ids) for value in (*args, *kwargs.values()))
     named = read_batch(kwargs) or read_batch(args[0] if args else None)
@@ -79,8 +79,8 @@ def read_output(
 ) -> Output | None:
     """Tokens in ``generate()``'s sequences, shape ``(rows, prompt_length + steps)``, or ``(prompts, choices, …)``.
 
-    Rows that ended early are told apart only on the host. One row needs no look: the loop ends when it does.
-    ``pad_id`` is given where a row may end by something else than an end-of-sequence token: what pads it tells where.
+    Rows that ended early can be distinguished only on the host. One row needs no look: the loop ends when it does.
+    ``pad_id`` is given where a row may end by something else than an end-of-sequence token: what pads it shows where.
     """
     if not _is_tensor(ids) or len(ids.shape) not in (2, 3) or getattr(ids.dtype, "is_floating_point", True):
         return None

@@ -85,7 +85,7 @@ class Accelerator:
         return timer
 
     def memory(self) -> Memory | None:
-        """What the allocator tells; ``None`` where it does not (``cudaMallocAsync`` counts nothing)."""
+        """What the allocator reports; ``None`` where it does not (``cudaMallocAsync`` counts nothing)."""
         try:
             if self.kind == "mps":
                 return Memory(int(self._torch.current_allocated_memory()), int(self._torch.driver_allocated_memory()))
@@ -186,7 +186,7 @@ class Timer:
         return event is not None
 
     def stop(self) -> None:
-        """The last lap. ``is_pending`` then tells whether the device still had work to do."""
+        """The last lap. ``is_pending`` then says whether the device still had work to do."""
         if self.lap():
             done = self._accelerator.is_done(self._events[-1])
             self.is_pending = None if done is None else not done

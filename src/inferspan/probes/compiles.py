@@ -1,10 +1,10 @@
-"""What torch compiled during an inference: how long it took, and why it had to, as torch itself tells it.
+"""What torch compiled during an inference: how long it took, and why it had to, as torch itself reports it.
 
 Slowness is never taken for a compilation. The one source is the ``CompilationMetrics`` that Dynamo makes at the end of
 every frame it compiles, in the thread that compiled (:mod:`inferspan.integrations.torch.compilation` receives them).
 
-A first run of compiled code that benchmarks kernels (Triton), or that makes CUDA graph trees ready, is told likewise
-from torch 2.7 on. No event tells of cuDNN's own benchmarks, nor of code that an ahead-of-time package brought along.
+A first run of compiled code that benchmarks kernels (Triton), or that makes CUDA graph trees ready, is reported
+likewise from torch 2.7 on. No event reports cuDNN's own benchmarks, nor code that an ahead-of-time package brought.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ class Compile:
     """One compilation of one frame, or what its compiled code did once when it first ran. Times in seconds.
 
     Attributes:
-        function: name of the frame; ``None`` where torch does not tell (the limit of recompilations, the first run).
+        function: name of the frame; ``None`` where torch does not report it (the limit of recompilations, the first
+            run).
         location: its file, without the directory, and first line.
         start_ns: ``perf_counter_ns`` when it began.
         seconds: how long it took, the benchmarks among it. Waiting for another thread's compilation is not in it.
@@ -72,11 +73,11 @@ def read(metrics: Any, guard_failures: Mapping[Any, Sequence[str]]) -> Compile:
     """One ``torch._dynamo.utils.CompilationMetrics`` of torch 2.4 or newer, at the moment that it is made.
 
     Args:
-        metrics: fields that this version does not have are taken for not told.
+        metrics: fields that this version does not have are taken as unknown.
         guard_failures: Dynamo's own, by code object: the reasons, where the metrics do not have them (before 2.7).
     """
     runtime = getattr(metrics, "is_runtime", False)
-    if runtime:  # began when the first of several was over, which does not tell when
+    if runtime:  # began when the first of several was over, so when is not known
         seconds = (metrics.duration_us or 0) / 1e6
     else:
         start_us = getattr(metrics, "start_time_us", None)

@@ -147,7 +147,7 @@ class EnergySampler:
         return board.readings[-1].at_ns >= end_ns
 
     def energy(self, index: int, start_ns: int, end_ns: int) -> Energy | None:
-        """Energy of a window between two readings of the clock; ``None`` where the counter cannot tell."""
+        """Energy of a window between two readings of the clock; ``None`` where the counter does not show it."""
         window_s = (end_ns - start_ns) * _NS
         readings = self._readings(index)
         if window_s < WINDOW_S or len(readings) < 2:

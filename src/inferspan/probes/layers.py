@@ -9,7 +9,7 @@ parts costs. GPU time is between two events on the current stream of the layer's
 none. Events wait to be read, never the calling thread: the oldest are asked from time to time whether they are done.
 Memory is read around the layer's first call in the inference, which for a generation is its prompt.
 
-This is no profiler: kernels are not told apart, and what runs compiled or as one operator has no layers.
+This is no profiler: kernels are not distinguished, and what runs compiled or as one operator has no layers.
 """
 
 from __future__ import annotations

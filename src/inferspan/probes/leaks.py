@@ -166,7 +166,7 @@ class _Series:
     others: int = 0
     at_ns: int = 0
     collections: int = field(default_factory=lambda: _collections())
-    told: _Window | None = None
+    reported: _Window | None = None
 
     def add(self, held: int, noise: Noise, shape: Hashable, others: int, at_ns: int) -> Leak | None:
         self.at_ns = at_ns
@@ -195,17 +195,17 @@ class _Series:
                 self.windows.append(_Window(_STEPS * _BLOCK << level))
             window = self.windows[level]
             pair = window.add(block, self.fresh, self.at_ns)
-            if self.told is None:
+            if self.reported is None:
                 if found is None and window.rises(noise) and not self._slows_down(window):
                     found = window
-            elif self.told is window and window.grown() < noise.floor_bytes * _REARM_SHARE:
-                self.told = None
+            elif self.reported is window and window.grown() < noise.floor_bytes * _REARM_SHARE:
+                self.reported = None
             if pair is None:
                 break
             block = pair
         if found is None:
             return None
-        self.told = found
+        self.reported = found
         return found.leak()
 
     def _slows_down(self, window: _Window) -> bool:
@@ -268,8 +268,8 @@ class Leaks:
         series = self._series.get(key)
         if series is None or series.blocks < _STEPS + _PAST_BLOCKS_MIN:
             return None
-        told = series.told
-        return 0.0 if told is None else max(0.0, told.leak().bytes_per_inference)
+        reported = series.reported
+        return 0.0 if reported is None else max(0.0, reported.leak().bytes_per_inference)
 
     def keys(self) -> list[Hashable]:
         """The keys that have a series."""

@@ -35,7 +35,7 @@ class OutOfMemory:
 
 
 def out_of_memory(error: BaseException) -> OutOfMemory | None:
-    """What ``error`` tells; ``None`` if it is another error."""
+    """What ``error`` says; ``None`` if it is another error."""
     on_device = any(cls.__name__ == "OutOfMemoryError" for cls in type(error).__mro__)
     try:
         message = str(error) if on_device or isinstance(error, (RuntimeError, MemoryError)) else ""

@@ -170,12 +170,12 @@ def hide_from_compiler(*codes: CodeType) -> None:
 
 
 def _in_compiled_code(torch: Any) -> Callable[[], Any]:
-    """What tells whether Dynamo looks at each frame that begins here."""
+    """What says whether Dynamo looks at each frame that begins here."""
     frames = torch._C._dynamo.eval_frame
     asked: Callable[[], Any] | None = getattr(frames, "get_eval_frame_callback", None)
     if asked is not None:
         return asked
-    set_callback = frames.set_eval_frame  # torch 2.4 only tells what it replaces
+    set_callback = frames.set_eval_frame  # torch 2.4 only says what it replaces
 
     def callback() -> Any:
         found = set_callback(None)

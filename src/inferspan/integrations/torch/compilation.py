@@ -2,8 +2,8 @@
 
 Dynamo hands the metrics of each compilation to ``log_compilation_event``, which torch keeps apart to be overridden: as
 it ends, failed or not, in the thread and context that compiled. Nothing is run where nothing is compiled, and
-nothing needs to be registered anew after ``torch.compiler.reset()``, as compile callbacks do; these, moreover, tell
-nothing of two compilations at the same time but the first's begin and the last's end.
+nothing needs to be registered anew after ``torch.compiler.reset()``, as compile callbacks do; these, moreover, report
+of two compilations at the same time nothing but the first's begin and the last's end.
 
 With ``torch._dynamo.config.log_compilation_metrics`` off torch does not hand them out.
 """
@@ -17,7 +17,6 @@ from typing import Any
 from inferspan import faults
 from inferspan.core import current
 from inferspan.integrations.patching import Patches
-from inferspan.probes import compiles
 
 
 def install(module: ModuleType, patches: Patches) -> None:
@@ -27,6 +26,8 @@ def install(module: ModuleType, patches: Patches) -> None:
     def note(metrics: Any) -> None:
         active = current.here()
         if active is not None and active.inference is not None:
+            from inferspan.probes import compiles  # loaded with the first inference
+
             compiles.CompilesProbe.note(active.inference, compiles.read(metrics, guard_failures))
 
     def make(original: Callable[[Any], None]) -> Callable[[Any], None]:

@@ -22,7 +22,6 @@ from inferspan.core import current
 from inferspan.core.state import state
 from inferspan.integrations.patching import Patches, subclasses
 from inferspan.integrations.torch.calls import forget, is_root, roots, track_root, untrack_root, unwrap_model, wrap_call
-from inferspan.integrations.torch.layers import choose
 
 EVAL = "eval"
 
@@ -138,6 +137,8 @@ class ModuleHandle:
             return
         state.models.forget(module)
         if self._has_layers:
+            from inferspan.integrations.torch.layers import choose
+
             choose(module, None)
         if not self._was_root:
             untrack_root(module)
@@ -188,6 +189,8 @@ def instrument_module(module: Any, *, name: str | None = None, layers: str | int
         raise TypeError(f"instrument_module() takes a torch.nn.Module, not {type(module).__name__}")
     model = unwrap_model(module)
     if layers is not None:
+        from inferspan.integrations.torch.layers import choose  # of those who ask for layers alone
+
         choose(model, layers)
     handle = ModuleHandle(model, name, layers is not None)
     _by_hand[id(handle)] = handle

@@ -5,9 +5,9 @@ The modules are found once for each model, when it is first called, and tracked 
 on. What is recorded of them is in :mod:`inferspan.probes.layers`.
 
 ``transformer`` finds blocks by their structure: the innermost members of a list that have attention, and something
-else that multiplies by a weight. What is neither list nor attention is told by names alone in one place: a module with
-children is attention if its name or class says so, which holds for all of transformers. The rest of a block that has
-weights of two dimensions is its MLP, be it one module, experts, or two linears beside each other. What has no
+else that multiplies by a weight. What is neither list nor attention is recognised by names alone in one place: a module
+with children is attention if its name or class says so, which holds for all of transformers. The rest of a block that
+has weights of two dimensions is its MLP, be it one module, experts, or two linears beside each other. What has no
 attention has no parts: the other layers of a hybrid, the repeated members of any other model.
 """
 
@@ -59,14 +59,6 @@ class LayerPlan:
         return next(self._inferences) % every == 0
 
 
-def _forget() -> None:
-    _plans.clear()
-
-
-def install(_: Any, patches: Patches) -> None:
-    patches.at_undo(_forget)
-
-
 def choose(model: Any, layers: str | int | None) -> None:
     """The layers of this instance, whatever the settings say; ``None`` leaves it to them.
 
@@ -98,6 +90,8 @@ def plan_of(model: Any, settings: Settings) -> LayerPlan | None:
         return None
     plan = _plans.get(model)
     if plan is None:
+        if not _plans:
+            patches.at_undo(_plans.clear)
         plan = _plans[model] = _make_plan(model, wanted, settings.layers_max, patches)
     return plan
 

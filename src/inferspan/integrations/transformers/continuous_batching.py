@@ -5,7 +5,7 @@ replayed CUDA graphs that call no Python at all. So its inference is opened wher
 nowhere, and follows the request's own state: out of the queue, first token, finished, failed, or dropped (cancelled).
 In the thread itself recording is suppressed: a forward there belongs to many requests.
 
-The state is told apart by ``RequestState.status``, a property from 4.57 to 5.23. A request that the scheduler
+The state is known by ``RequestState.status``, a property from 4.57 to 5.23. A request that the scheduler
 restarts gets a new state object with the same id, which takes the inference over; one with another id is a further
 returned sequence, a request of its own.
 """
@@ -206,10 +206,10 @@ def _open(manager: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Reque
 
 
 def _suppressed(original: Callable[..., Any]) -> Callable[..., Any]:
-    def muted(self: Any, *args: Any, **kwargs: Any) -> Any:
+    def suppressed(self: Any, *args: Any, **kwargs: Any) -> Any:
         return current.run_suppressed(original, (self, *args), kwargs)
 
-    return muted
+    return suppressed
 
 
 def _state_init(original: Callable[..., None]) -> Callable[..., None]:
@@ -266,7 +266,7 @@ def _restart(original: Callable[..., Any]) -> Callable[..., Any]:
 
 def _add_waiting_request(original: Callable[..., Any]) -> Callable[..., Any]:
     def add_waiting_request(self: Any, state: Any, *args: Any, **kwargs: Any) -> Any:
-        _request_of(state)  # it has the id now by which it is told whose it is
+        _request_of(state)  # it has the id now by which it is known whose it is
         return original(self, state, *args, **kwargs)
 
     return add_waiting_request

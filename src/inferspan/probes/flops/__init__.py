@@ -36,7 +36,7 @@ class FlopCount(NamedTuple):
 
 class Decoded(NamedTuple):
     """What a decoding loop runs on. ``sequences``: rows that decode; ``is_exact`` false where more is computed than
-    that tells."""
+    that shows."""
 
     inventory: Inventory
     shapes: CallShapes

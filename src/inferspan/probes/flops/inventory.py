@@ -146,7 +146,7 @@ class Inventory:
 
         ``sequences`` is how many rows decode: those of the prompt by ``max(num_beams, num_return_sequences)``, since
         transformers repeats them after the encoder and before the prefill. ``None`` for assisted decoding, where
-        shapes do not tell what the draft proposed.
+        shapes do not show what the draft proposed.
         """
         if work.assisted or steps < 1:
             return None
@@ -176,7 +176,7 @@ class Inventory:
             flops, rows, source = self.encoder.enter(work)
             flops += self.encoder.flops(rows, source)
             return flops, work.rows, decoder_length, source, self.exact
-        if self.tower is not None and work.media is not None:  # how many of its positions go on is not told
+        if self.tower is not None and work.media is not None:  # how many of its positions go on is not known
             flops, rows, length = self.tower.enter(work)
             flops += self.tower.flops(rows, length)
             return flops, *((work.rows, work.length) if work.length else (0, 1)), 0, False

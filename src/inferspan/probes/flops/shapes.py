@@ -16,7 +16,7 @@ _GROWING_CACHES = (None, "dynamic", "dynamic_full", "offloaded", "quantized")
 
 def read_shapes(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> CallShapes | None:
     """The shapes in the arguments of a model or of its ``generate()``; ``None`` if there is no tensor to go by."""
-    if not args and kwargs.keys() <= _OF_ENCODERS:  # what follows would tell the same, in 8 µs instead of 2
+    if not args and kwargs.keys() <= _OF_ENCODERS:  # what follows would give the same, in 8 µs instead of 2
         ids = kwargs.get("input_ids")
         sizes = tuple(getattr(ids, "shape", ())) if hasattr(ids, "device") else ()
         return None if len(sizes) < 2 else CallShapes(math.prod(sizes[:-1]), sizes[-1])

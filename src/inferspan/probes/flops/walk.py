@@ -9,7 +9,7 @@ softmax, sampling and embeddings are no matrix products and do not count.
 attributes and shapes only: no operator runs, nothing is allocated, no content is looked at, no tensor is kept.
 ``Inventory.forward`` and ``Inventory.generation`` make numbers of the two later, anywhere.
 
-This is not a trace of the model: which module sees which positions is told from the names and classes that
+This is not a trace of the model: which module sees which positions is read from the names and classes that
 transformers gives them. What does not fit is left out, and ``exact`` is then false: see docs/flops.md.
 """
 
@@ -27,7 +27,7 @@ from inferspan.probes.flops.shapes import int_of, shape_of
 
 METHOD = "linear_inventory"
 
-# Names of submodules, and what they tell of all that lies below.
+# Names of submodules, and what they say of all that lies below.
 _ROLES = {
     "encoder": re.compile(r"encoder|enc_to_dec_proj"),
     "decoder": re.compile(r"decoder"),
@@ -61,7 +61,7 @@ _HEAD_SIZES = ("qk_head_dim", "head_dim", "attention_head_size", "key_value_proj
 _WIDTHS = ("embed_dim", "hidden_size")
 _TOP_K = ("num_experts_per_tok", "num_experts_per_token", "num_selected_experts", "moe_topk", "moe_top_k", "top_k")
 _MATRIX = (("in_features", "out_features"), ("nx", "nf"), ("infeatures", "outfeatures"))
-# Others (torchao's, DTensor) do not tell by shape and dtype how many bytes they take here.
+# Others (torchao's, DTensor) do not show by shape and dtype how many bytes they take here.
 _PLAIN_TENSORS = frozenset(("Parameter", "Tensor", "Params4bit", "Int8Params"))
 
 
@@ -82,7 +82,7 @@ def take_inventory(model: Any) -> Inventory | None:
     kind = written_class(model).__name__
     is_known = any(base.__module__.partition(".")[0] == "transformers" for base in type(model).__mro__)
     if walk.is_staged or (main.chain and not main.layers and is_known and not kind.startswith("ResNet")):
-        return None  # positions that are merged on the way, or branches of convolutions, are not told by names
+        return None  # positions that are merged on the way, or branches of convolutions, are not shown by names
     # layers that run more than once, or by something else than attention, show in their number
     is_plain = (
         side.layers > 0 if feeds_decoder else main.layers == getattr(walk.config, "num_hidden_layers", main.layers)
