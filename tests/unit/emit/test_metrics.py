@@ -92,7 +92,7 @@ def generating() -> Inference:
     finish(record, "tokenize", 2)
     record.generation = generation(4, 10, 20, 50, end_ms=60)
     finish(record, "forward", 70, record.generation)
-    record.counts.add_batch(Batch(rows=2, length=4, tokens=6, positions=8), 64)
+    record.add_batch(None, Batch(rows=2, length=4, tokens=6, positions=8))
     record.counts.add_output(3, True)
     return record
 
