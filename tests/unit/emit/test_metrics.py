@@ -436,7 +436,7 @@ def test_cost_of_ours_is_reported_and_grows(recorder: Recorder) -> None:
         return [recorder.points(name)[0].value for name in OBSERVED]
 
     def use() -> None:
-        started = [current.open_inference(current.plan(None, None, "chat")) for _ in range(3)]
+        started = [current.open_inference(current.make_plan("chat")) for _ in range(3)]
         for opened in started:
             assert opened is not None
             current.close(opened)
