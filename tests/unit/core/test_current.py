@@ -22,7 +22,7 @@ from support.recorder import Recorder
 
 
 def opened(operation: str = "work") -> Inference:
-    inference = current.open_inference(current.plan(None, None, operation))
+    inference = current.open_inference(current.make_plan(operation))
     assert inference is not None
     return inference
 

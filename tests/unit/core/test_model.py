@@ -24,12 +24,12 @@ class Net:
 
 
 class Seen:
-    """Holds until the test says that the model has changed."""
+    """Looks the same until the test says that the model has changed."""
 
     has_changed = False
 
-    def holds(self) -> bool:
-        return not self.has_changed
+    def look(self) -> bool:
+        return self.has_changed
 
 
 class Reader:
@@ -194,8 +194,10 @@ def test_model_forgotten_is_cold_again(models: Models) -> None:
     model = Net("gpt2")
     assert models.info_of(model, Reader()).take_cold() is True
     assert models.info_of(model, Reader()).take_cold() is False
+    info = models.info_of(model, Reader())
     models.forget(model)
 
+    assert info.is_stale
     assert models.info_of(model, Reader()).take_cold() is True
 
 
@@ -219,6 +221,7 @@ def test_model_that_has_changed_is_the_same_with_nothing_remembered(models: Mode
         7,
     )
     assert (after.is_described, after.facts, after.dtype, after.devices) == (False, {}, None, 1)
+    assert (before.is_stale, after.is_stale) == (True, False)
     assert models.info_of(model, Reader()) is after
 
 
@@ -230,6 +233,7 @@ def test_model_renamed_has_the_name_from_the_next_inference_on(models: Models) -
     after = models.info_of(model, Reader())
 
     assert (before.name, after.name, after.is_described, after.cold) == ("gpt2", "mine", True, True)
+    assert (before.is_stale, after.is_stale) == (True, False)
 
 
 def test_info_makes_the_attributes_of_an_operation_once() -> None:

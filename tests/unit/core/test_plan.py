@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -38,39 +38,85 @@ class Slotted:
     __slots__ = ()
 
 
-def make(info: ModelInfo | None = None, settings: Settings = SETTINGS) -> Plan:
-    return Plan(Probes(()), settings, "chat", info)
+def make(info: ModelInfo | None = None, settings: Settings = SETTINGS, model: Any = None) -> Plan:
+    return Plan(Probes(()), settings, "chat", info, model=model)
+
+
+class Found(NamedTuple):
+    """Looks plans up as a call does: in :func:`inferspan.core.current.plan`."""
+
+    plans: Plans
+    monkeypatch: pytest.MonkeyPatch
+
+    def find(
+        self, owner: Any, key: str, settings: Settings = SETTINGS, info: ModelInfo | None = None, model: Any = None
+    ) -> Plan | None:
+        """The plan that is kept and holds; ``None`` where another one would be made."""
+        self.monkeypatch.setattr(current.state, "settings", settings)
+        made = []
+
+        def make_anew(*asked: Any) -> Plan:
+            made.append(asked)
+            return make(info, settings, model)
+
+        before = {place: dict(of_owner) for place, of_owner in self.plans.by_owner.items()}
+        found = current.plan(owner, key, make_anew, model)
+        if not made:
+            return found
+        assert made == [(owner, key, model)]
+        self.plans.by_owner.clear()  # it was to be asked, not to be made
+        self.plans.by_owner.update(before)
+        return None
+
+
+@pytest.fixture
+def kept(monkeypatch: pytest.MonkeyPatch) -> Found:
+    """Plans that are the ones in force."""
+    plans = Plans()
+    monkeypatch.setattr(current.state, "plans", plans)
+    return Found(plans, monkeypatch)
 
 
 # Looked up
 
 
-def test_plan_is_found_again_by_its_owner_and_key() -> None:
-    plans, owner, info = Plans(), Owner(), ModelInfo("me/model")
-    plan = plans.keep(owner, "chat", make(info))
+def test_plan_is_found_again_by_its_owner_and_key(kept: Found) -> None:
+    owner, model, info = Owner(), Owner(), ModelInfo("me/model")
+    plan = kept.plans.keep(owner, "chat", make(info, model=model))
 
-    assert plans.find(owner, "chat", SETTINGS, info) is plan
-    assert plans.find(owner, "embeddings", SETTINGS, info) is None
-    assert plans.find(Owner(), "chat", SETTINGS, info) is None
-
-
-def test_plan_holds_no_more_under_other_settings_or_for_another_model() -> None:
-    plans, owner, info = Plans(), Owner(), ModelInfo("me/model")
-    plans.keep(owner, "chat", make(info))
-
-    assert plans.find(owner, "chat", Settings(), info) is None
-    assert plans.find(owner, "chat", SETTINGS, info.renewed()) is None
-    assert plans.find(owner, "chat", SETTINGS, None) is None
+    assert kept.find(owner, "chat", SETTINGS, info, model) is plan
+    assert kept.find(owner, "embeddings", SETTINGS, info, model) is None
+    assert kept.find(Owner(), "chat", SETTINGS, info, model) is None
 
 
-def test_plan_that_is_made_anew_takes_the_place_of_the_old() -> None:
-    plans, owner, info = Plans(), Owner(), ModelInfo("me/model")
-    plans.keep(owner, "chat", make(info))
+def test_plan_holds_no_more_under_other_settings_or_for_another_model(kept: Found) -> None:
+    owner, model, info = Owner(), Owner(), ModelInfo("me/model")
+    plan = kept.plans.keep(owner, "chat", make(info, model=model))
+
+    assert kept.find(owner, "chat", Settings(), info, model) is None
+    assert kept.find(owner, "chat", SETTINGS, info, Owner()) is None
+    assert kept.find(owner, "chat", SETTINGS, None) is None
+    assert kept.find(owner, "chat", SETTINGS, info, model) is plan
+    info.is_stale = True
+    assert kept.find(owner, "chat", SETTINGS, info.renewed(), model) is None
+
+
+def test_plan_without_a_model_is_not_that_of_a_model(kept: Found) -> None:
+    owner = Owner()
+    plan = kept.plans.keep(owner, "chat", make())
+
+    assert kept.find(owner, "chat", SETTINGS, None) is plan
+    assert kept.find(owner, "chat", SETTINGS, ModelInfo("me/model"), Owner()) is None
+
+
+def test_plan_that_is_made_anew_takes_the_place_of_the_old(kept: Found) -> None:
+    owner, model, info = Owner(), Owner(), ModelInfo("me/model")
+    kept.plans.keep(owner, "chat", make(info, model=model))
     renewed = info.renewed()
-    plan = plans.keep(owner, "chat", make(renewed))
+    plan = kept.plans.keep(owner, "chat", make(renewed, model=model))
 
-    assert plans.find(owner, "chat", SETTINGS, renewed) is plan
-    assert len(plans._plans[id(owner)]) == 1
+    assert kept.find(owner, "chat", SETTINGS, renewed, model) is plan
+    assert len(kept.plans.by_owner[id(owner)]) == 1
 
 
 def test_plans_of_an_owner_go_with_it() -> None:
@@ -80,56 +126,54 @@ def test_plans_of_an_owner_go_with_it() -> None:
     del owner
     gc.collect()
 
-    assert (plans._plans, plans._owners) == ({}, {})
+    assert (plans.by_owner, plans._owners) == ({}, {})
 
 
-def test_plans_of_owners_that_come_and_go_are_never_anothers() -> None:
+def test_plans_of_owners_that_come_and_go_are_never_anothers(kept: Found) -> None:
     """The identity of what is gone is used again."""
-    plans = Plans()
     for number in range(1000):
         owner = Owner()
-        assert plans.find(owner, "chat", SETTINGS, None) is None, number
-        plans.keep(owner, "chat", make())
+        assert kept.find(owner, "chat", SETTINGS, None) is None, number
+        kept.plans.keep(owner, "chat", make())
     del owner
     gc.collect()
 
-    assert plans._plans == {}
+    assert kept.plans.by_owner == {}
 
 
-def test_owner_without_a_hash_has_plans() -> None:
-    plans, owner = Plans(), Unhashable()
-    plan = plans.keep(owner, "chat", make())
+def test_owner_without_a_hash_has_plans(kept: Found) -> None:
+    owner = Unhashable()
+    plan = kept.plans.keep(owner, "chat", make())
 
-    assert plans.find(owner, "chat", SETTINGS, None) is plan
-
-
-def test_owner_without_weak_references_is_planned_anew_in_each_call() -> None:
-    plans, owner = Plans(), Slotted()
-    plan = make()
-
-    assert plans.keep(owner, "chat", plan) is plan
-    assert plans.find(owner, "chat", SETTINGS, None) is None
-    assert (plans._plans, plans._owners) == ({}, {})
+    assert kept.find(owner, "chat", SETTINGS, None) is plan
 
 
-def test_owner_that_is_forgotten_is_planned_anew_and_kept_again() -> None:
-    plans, owner = Plans(), Owner()
-    plans.keep(owner, "chat", make())
-    plans.forget(owner)
-    assert plans.find(owner, "chat", SETTINGS, None) is None
-    plan = plans.keep(owner, "chat", make())
+def test_owner_without_weak_references_is_planned_anew_in_each_call(kept: Found) -> None:
+    owner, plan = Slotted(), make()
 
-    assert plans.find(owner, "chat", SETTINGS, None) is plan
-    plans.forget(Owner())  # of which nothing is known
+    assert kept.plans.keep(owner, "chat", plan) is plan
+    assert kept.find(owner, "chat", SETTINGS, None) is None
+    assert (kept.plans.by_owner, kept.plans._owners) == ({}, {})
 
 
-def test_plans_are_all_forgotten_at_once() -> None:
-    plans, owner = Plans(), Owner()
-    plans.keep(owner, "chat", make())
-    plans.keep_named("answer", make())
-    plans.clear()
+def test_owner_that_is_forgotten_is_planned_anew_and_kept_again(kept: Found) -> None:
+    owner = Owner()
+    kept.plans.keep(owner, "chat", make())
+    kept.plans.forget(owner)
+    assert kept.find(owner, "chat", SETTINGS, None) is None
+    plan = kept.plans.keep(owner, "chat", make())
 
-    assert (plans.find(owner, "chat", SETTINGS, None), plans.named) == (None, {})
+    assert kept.find(owner, "chat", SETTINGS, None) is plan
+    kept.plans.forget(Owner())  # of which nothing is known
+
+
+def test_plans_are_all_forgotten_at_once(kept: Found) -> None:
+    owner = Owner()
+    kept.plans.keep(owner, "chat", make())
+    kept.plans.keep_named("answer", make())
+    kept.plans.clear()
+
+    assert (kept.find(owner, "chat", SETTINGS, None), kept.plans.named) == (None, {})
 
 
 def test_plans_of_what_is_no_object_are_bounded() -> None:
@@ -156,12 +200,12 @@ def test_plan_has_a_name_and_what_a_sampler_sees() -> None:
 def test_plan_does_not_keep_its_model_alive() -> None:
     model = Owner()
     plan = Plan(Probes(()), SETTINGS, "chat", None, model=model)
-    assert plan._model() is model
+    assert plan.model() is model
     del model
     gc.collect()
 
-    assert plan._model() is None
-    assert Plan(Probes(()), SETTINGS, "chat", None, model=5)._model() == 5, "what cannot be referred to weakly"
+    assert plan.model() is None
+    assert Plan(Probes(()), SETTINGS, "chat", None, model=5).model() == 5, "what cannot be referred to weakly"
 
 
 class Noting(Probe):
@@ -182,6 +226,23 @@ class Noting(Probe):
         self.is_closed = True
 
 
+def prepared(plan: Plan, device: str | None) -> tuple[tuple[Probe, ...], tuple[Probe, ...]]:
+    """As :func:`inferspan.core.current.begin_forward` asks."""
+    return plan.by_device.get(device) or plan.prepare_on(device)
+
+
+class Beginning(Noting):
+    def begin(self, record: Any, model: Any) -> int:
+        return 1
+
+
+def test_plan_has_apart_what_begins_with_the_inference() -> None:
+    begins, silent = Beginning("begins", Brackets.INFERENCE), Noting("silent", Brackets.INFERENCE)
+    plan = records.plan(probes=Probes((records.row(silent), records.row(begins))))
+
+    assert (plan.inference_probes, plan.beginning) == ((silent, begins), (begins,))
+
+
 def test_plan_has_the_probes_that_apply_by_what_they_enclose() -> None:
     of_inference, of_phase = Noting("inference", Brackets.INFERENCE), Noting("phase", Brackets.PHASE)
     of_forward, absent = Noting("forward", Brackets.FORWARD), Noting("no", Brackets.INFERENCE, lambda site: False)
@@ -189,7 +250,7 @@ def test_plan_has_the_probes_that_apply_by_what_they_enclose() -> None:
     plan = records.plan(probes=table)
 
     assert (plan.inference_probes, plan.phase_probes) == ((of_inference,), (of_phase,))
-    assert plan.probes_on("cpu") == plan.probes_on(None) == ((of_forward,), ())
+    assert prepared(plan, "cpu") == prepared(plan, None) == ((of_forward,), ())
     assert len(of_forward.sites) == 1, "asked once for a plan"
 
 
@@ -200,15 +261,15 @@ def test_probes_of_a_device_are_asked_at_the_first_forward_on_it() -> None:
     rows = (records.row(of_forward, on_device=True), records.row(host), records.row(later, on_device=True))
     model = Owner()
     plan = Plan(Probes(rows), SETTINGS, "chat", None, model=model)
-    assert plan.probes_on("cpu") == ((host,), ())
+    assert prepared(plan, "cpu") == ((host,), ())
     assert (of_forward.sites, later.sites) == ([], []), "a call on the CPU runs no line of them"
 
     for _ in range(3):
-        assert plan.probes_on("cuda:0") == ((of_forward, host), (later,))
+        assert prepared(plan, "cuda:0") == ((of_forward, host), (later,))
     assert of_forward.sites == [CallSite(SETTINGS, model, None, "cuda:0")]
     # nothing applies there yet, so that it is asked again
     for _ in range(3):
-        assert plan.probes_on("cuda:1") == ((host,), ())
+        assert prepared(plan, "cuda:1") == ((host,), ())
     assert len(of_forward.sites) == 4
 
 
@@ -268,11 +329,15 @@ def test_probe_that_fails_to_close_keeps_none_from_it(monkeypatch: pytest.Monkey
 # In force
 
 
+def plan_chat(owner: Any, key: Any, model: Any) -> Plan:
+    return current.make_plan("chat", model=model)
+
+
 class Seen:
     has_changed = False
 
-    def holds(self) -> bool:
-        return not self.has_changed
+    def look(self) -> bool:
+        return self.has_changed
 
 
 class Model:
@@ -297,7 +362,7 @@ def test_plan_of_a_model_is_the_same_until_the_model_changes() -> None:
     owner, model = Owner(), Model()
 
     def plan() -> Plan | None:
-        return current.plan(owner, "chat", "chat", model=model)
+        return current.plan(owner, "chat", plan_chat, model)
 
     first = plan()
     assert first is not None
@@ -311,15 +376,38 @@ def test_plan_of_a_model_is_the_same_until_the_model_changes() -> None:
 
 
 @pytest.mark.usefixtures("describer")
+def test_plan_is_made_anew_when_its_model_was_renamed_or_forgotten() -> None:
+    owner, model = Owner(), Model()
+
+    def plan() -> Plan:
+        found = current.plan(owner, "chat", plan_chat, model)
+        assert found is not None
+        return found
+
+    assert plan() is plan()
+    assert current.state.describer is not None
+    current.state.models.rename(model, "mine", current.state.describer)
+    renamed = plan()
+    assert renamed.name == "chat mine"
+    assert plan() is renamed
+    current.state.models.forget(model)
+
+    assert plan().name == "chat Model"
+
+
+@pytest.mark.usefixtures("describer")
 def test_plan_has_attributes_that_are_asked_for_once() -> None:
     asked, owner = [], Owner()
 
-    def attributes() -> dict[str, Any]:
-        asked.append(1)
-        return {"a": 1}
+    def make_with_attributes(owner: Any, key: Any, model: Any) -> Plan:
+        asked.append((owner, key, model))
+        plan = current.make_plan("chat", source="tests")
+        plan.attributes = {"a": 1}
+        return plan
 
-    plans = [current.plan(owner, "chat", "chat", source="tests", attributes=attributes) for _ in range(3)]
+    plans = [current.plan(owner, "chat", make_with_attributes) for _ in range(3)]
 
+    assert asked == [(owner, "chat", None)]
     assert len(asked) == 1
     assert plans[0] is not None
     assert (plans[0].attributes, plans[0].source, plans[1]) == ({"a": 1}, "tests", plans[0])
@@ -327,14 +415,14 @@ def test_plan_has_attributes_that_are_asked_for_once() -> None:
 
 def test_plans_do_not_outlive_the_settings(bare_recorder: Recorder) -> None:
     owner = Owner()
-    assert current.plan(owner, "chat", "chat") is None, "not instrumented"
+    assert current.plan(owner, "chat", plan_chat) is None, "not instrumented"
     bare_recorder.instrument()
-    first = current.plan(owner, "chat", "chat")
+    first = current.plan(owner, "chat", plan_chat)
     assert first is not None
     inferspan.uninstrument()
-    assert current.plan(owner, "chat", "chat") is None
+    assert current.plan(owner, "chat", plan_chat) is None
     bare_recorder.instrument(children_max=3)
-    second = current.plan(owner, "chat", "chat")
+    second = current.plan(owner, "chat", plan_chat)
 
     assert second is not None
     assert (second is first, second.settings.children_max) == (False, 3)

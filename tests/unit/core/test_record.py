@@ -12,8 +12,8 @@ import inferspan
 from inferspan import instrumentor
 from inferspan.core import current, record
 from inferspan.core.batch import Batch
-from inferspan.core.probe import Brackets, Probe, Report
-from inferspan.core.record import Counts, Inference, Overflow, Phase
+from inferspan.core.probe import Brackets, Probe, Report, begin
+from inferspan.core.record import Inference, Overflow, Phase
 from support import records
 from support.recorder import Recorder
 
@@ -208,7 +208,8 @@ def test_summing_twice_does_not_double() -> None:
     for _ in range(100):
         phase = of.begin("forward")
         phase.is_forward = True
-        phase.begin_probes((probe,), None)
+        phase.marks = []
+        begin(phase, phase.marks, (probe,), None)
         of.end(phase)
     of.end_ns = of.start_ns + 1
 
@@ -220,19 +221,21 @@ def test_summing_twice_does_not_double() -> None:
 
 
 def test_counts_of_batches_keep_the_first_and_add_up_all() -> None:
-    counts = Counts()
+    of = records.inference(children_max=2)
     for rows in (2, 4, 3):
-        counts.add_batch(Batch(rows=rows, length=5, tokens=4 * rows, positions=5 * rows), kept_max=2)
+        of.add_batch(None, Batch(rows=rows, length=5, tokens=4 * rows, positions=5 * rows))
 
-    assert (counts.rows, counts.rows_max, counts.length_max) == ([2, 4], 4, 5)
+    counts = of.counts
+    assert (counts.rows, counts.rows_max, counts.length_max) == ((2, 4), 4, 5)
     assert (counts.input_tokens, counts.input_exact) == (36, True)
-    assert (counts.positions, counts.padded, counts.padding) == (45, 9, [pytest.approx(0.2)] * 2)
+    assert (counts.positions, counts.padded, counts.padding) == (45, 9, (pytest.approx(0.2),) * 2)
 
 
 def test_count_that_is_a_bound_once_stays_one() -> None:
-    counts = Counts()
-    counts.add_batch(Batch(rows=1, length=5, tokens=5, exact=False, positions=5), 64)
-    counts.add_batch(Batch(rows=1, length=5, tokens=5, positions=5), 64)
+    of = records.inference()
+    of.add_batch(None, Batch(rows=1, length=5, tokens=5, exact=False, positions=5))
+    of.add_batch(None, Batch(rows=1, length=5, tokens=5, positions=5))
+    counts = of.counts
     counts.add_output(3, False)
     counts.add_output(3, True)
 

@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 
 def opened(operation: str = "work") -> Inference:
-    inference = current.open_inference(current.plan(None, None, operation))
+    inference = current.open_inference(current.make_plan(operation))
     assert inference is not None
     return inference
 
@@ -470,14 +470,16 @@ def test_function_that_raises_in_a_phase_cuts_it_off(recorder: Recorder) -> None
 
 def test_tick_of_a_generation_is_not_that_of_a_thread_that_inherited_it(recorder: Recorder) -> None:
     from inferspan.core.steps import Generation
+    from inferspan.integrations.transformers.generate import _has_unfinished_sequences
 
+    ask = _has_unfinished_sequences(lambda model: True)
     inference = opened()
     phase = inference.begin("forward")
     generation = phase.generation = Generation()
     active = current.enter(inference, phase)
-    active.tick(True)
-    active.tick(True)
-    in_thread(lambda: active.tick(True), contextvars.copy_context())
+    assert ask(None) is True
+    assert ask(None) is True
+    assert in_thread(lambda: ask(None), contextvars.copy_context()) is True
     assert generation.steps == 1
     current.leave(active)
     current.close(inference)

@@ -92,7 +92,7 @@ def generating() -> Inference:
     finish(record, "tokenize", 2)
     record.generation = generation(4, 10, 20, 50, end_ms=60)
     finish(record, "forward", 70, record.generation)
-    record.counts.add_batch(Batch(rows=2, length=4, tokens=6, positions=8), 64)
+    record.add_batch(None, Batch(rows=2, length=4, tokens=6, positions=8))
     record.counts.add_output(3, True)
     return record
 
@@ -436,7 +436,7 @@ def test_cost_of_ours_is_reported_and_grows(recorder: Recorder) -> None:
         return [recorder.points(name)[0].value for name in OBSERVED]
 
     def use() -> None:
-        started = [current.open_inference(current.plan(None, None, "chat")) for _ in range(3)]
+        started = [current.open_inference(current.make_plan("chat")) for _ in range(3)]
         for opened in started:
             assert opened is not None
             current.close(opened)

@@ -15,7 +15,7 @@ import inferspan
 from inferspan import faults, instrumentor, semconv
 from inferspan.config import Settings
 from inferspan.core import current
-from inferspan.core.probe import Brackets, Point, Probe, Report, Values
+from inferspan.core.probe import Brackets, Point, Probe, Report, Values, begin
 from inferspan.core.record import Inference, Overflow, Phase, StandalonePhase
 from inferspan.emit.pipeline import Pipeline
 from support import records
@@ -49,7 +49,8 @@ def ended() -> Inference:
 def forward(of: Inference, *probes: Probe) -> Phase:
     made = of.begin("forward")
     made.is_forward = True
-    made.begin_probes(probes, None)
+    made.marks = []
+    made.has_ends = begin(made, made.marks, probes, None)
     of.end(made)
     return made
 
@@ -198,16 +199,14 @@ class Whole(Ones):
         return None
 
 
-class Failing(Whole):
-    """Raises in one method."""
+def failing(method: str, brackets: Brackets) -> Whole:
+    """A probe whose class raises in one method."""
 
-    def __init__(self, method: str, brackets: Brackets) -> None:
-        super().__init__("failing")
-        self.brackets = brackets  # type: ignore[misc]
-        setattr(self, method, self._fail)
-
-    def _fail(self, *args: Any, **kwargs: Any) -> Any:
+    def fail(self: Probe, *args: Any, **kwargs: Any) -> Any:
         raise RuntimeError("of the probe")
+
+    cls: type[Whole] = type("Failing", (Whole,), {"brackets": brackets, method: fail})
+    return cls("failing")
 
 
 def test_probes_report_in_the_order_of_the_table_and_see_what_those_before_them_found() -> None:
@@ -263,7 +262,7 @@ def infer(recorder: Recorder, error: Exception | None = None) -> None:
 def test_probe_that_fails_loses_only_itself_and_is_counted(
     bare_recorder: Recorder, monkeypatch: pytest.MonkeyPatch, method: str, brackets: Brackets
 ) -> None:
-    rows = tuple(records.row(probe) for probe in (Ones("before"), Failing(method, brackets), Ones("after")))
+    rows = tuple(records.row(probe) for probe in (Ones("before"), failing(method, brackets), Ones("after")))
     monkeypatch.setattr(instrumentor, "TABLE", (*instrumentor.TABLE, *rows))
     monkeypatch.setattr(faults, "reraise", False)
     monkeypatch.setattr(faults, "_counts", {})
@@ -290,7 +289,7 @@ def test_probe_that_fails_loses_only_itself_and_is_counted(
 def test_probe_that_fails_to_report_leaves_none_of_its_own(
     bare_recorder: Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(instrumentor, "TABLE", (records.row(Failing("report", Brackets.INFERENCE)),))
+    monkeypatch.setattr(instrumentor, "TABLE", (records.row(failing("report", Brackets.INFERENCE)),))
     monkeypatch.setattr(faults, "reraise", False)
     monkeypatch.setattr(faults, "_counts", {})
     bare_recorder.instrument()

@@ -134,7 +134,7 @@ def test_logger_provider_passed_gets_the_events(bare_recorder: Recorder) -> None
     provider = LoggerProvider(shutdown_on_exit=False)
     provider.add_log_record_processor(SimpleLogRecordProcessor(exporter))
     bare_recorder.instrument(capture_content="EVENT_ONLY", logger_provider=provider)
-    inference = current.open_inference(current.plan(None, None, "chat"))
+    inference = current.open_inference(current.make_plan("chat"))
     assert inference is not None
     inference.content = Content([("user", "Hello")], [("assistant", "Hi")])
     current.close(inference)

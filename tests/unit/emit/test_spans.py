@@ -119,8 +119,8 @@ def test_inference_full_of_facts_has_them_all(sdk: Sdk) -> None:
     record.is_stream = True
     record.counts.items = 3
     record.generation = generation(0, 10, 30, end_ms=90)
-    record.counts.add_batch(Batch(rows=2, length=6, tokens=9, positions=12), 64)
-    record.counts.add_batch(Batch(rows=4, length=3, tokens=9, exact=False, positions=12), 64)
+    record.add_batch(None, Batch(rows=2, length=6, tokens=9, positions=12))
+    record.add_batch(None, Batch(rows=4, length=3, tokens=9, exact=False, positions=12))
     record.counts.add_output(7, False)
     record.lazy = Lazy(0)
     record.lazy.busy_ns = 50 * MS
@@ -176,10 +176,10 @@ def test_load_has_no_cold_start(sdk: Sdk) -> None:
 
 def test_padding_of_none_is_absent(sdk: Sdk) -> None:
     record = inference()
-    record.counts.add_batch(Batch(rows=2, length=4, tokens=8, positions=8), 64)
+    record.add_batch(None, Batch(rows=2, length=4, tokens=8, positions=8))
     sdk.emit(record)
 
-    assert record.counts.padding == [0.0]
+    assert record.counts.padding == (0.0,)
     assert "inferspan.padding.ratio" not in sdk.attributes("chat")
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from inferspan import semconv
-from inferspan.core.probe import CallSite, Report
+from inferspan.core.probe import CallSite, Report, begin
 from inferspan.core.record import Inference, Overflow, Phase
 from inferspan.core.steps import Generation
 from inferspan.probes import accelerator
@@ -43,7 +43,8 @@ class OnGpu:
     def begin(self) -> tuple[Phase, Timer]:
         phase = self.record.begin(semconv.FORWARD)
         phase.is_forward = True
-        phase.begin_probes((self.probe,), None)
+        phase.marks = []
+        phase.has_ends = begin(phase, phase.marks, (self.probe,), None)
         return phase, phase.mark_of("device_time")
 
     def forward(self, *laps: float) -> Phase:

@@ -337,7 +337,7 @@ def leaking(probe: LeaksProbe, bytes_each: int, operation: str = "chat", count: 
     found = []
     for number in range(count):
         record = records.ended(records.inference(operation, "me/model"), number * 1000, number * 1000 + 1)
-        use = ProcessUse(None)
+        use = ProcessUse()
         use.memory_bytes = BASE + number * bytes_each
         found.append(Report(results={"process": use}))
         probe.report(record, None, found[-1])

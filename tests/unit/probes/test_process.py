@@ -56,16 +56,6 @@ def test_memory_is_read_anew_each_time(statm: Path) -> None:
     assert memory.read_bytes() == 26 * 4096
 
 
-def test_memory_is_not_read_again_within_ten_milliseconds_where_that_will_do(statm: Path) -> None:
-    memory = ResidentMemory()
-    begun = perf_counter_ns()
-    assert memory.recent_bytes(begun) == 25 * 4096
-    statm.write_text("1000 26 10 1 0 99 0\n")
-
-    assert memory.recent_bytes(begun + 9_000_000) == 25 * 4096
-    assert memory.recent_bytes(perf_counter_ns() + 10_000_000) == 26 * 4096
-
-
 @pytest.mark.parametrize(
     "text", [pytest.param("", id="empty"), pytest.param("12", id="short"), pytest.param("a b c", id="no numbers")]
 )
@@ -132,6 +122,27 @@ def test_probe_reads_at_both_ends_of_an_inference(statm: Path, monkeypatch: pyte
         semconv.MEMORY_USAGE: 26 * 4096,
     }
     assert report.results["process"] is mark
+
+
+def test_memory_is_not_read_again_within_ten_milliseconds_where_that_will_do(statm: Path) -> None:
+    probe = ProcessProbe()
+    record, at_once, later = (records.inference() for _ in range(3))
+    begun = record.start_ns = perf_counter_ns()
+    mark = probe.begin(record, None)
+    assert mark.memory_start_bytes == 25 * 4096
+    statm.write_text("1000 26 10 1 0 99 0\n")
+
+    record.end_ns = at_once.start_ns = begun + 9_000_000
+    probe.end(record, mark)
+    assert mark.memory_bytes == 25 * 4096
+    assert probe.begin(at_once, None).memory_start_bytes == 25 * 4096
+    later.start_ns = perf_counter_ns() + 10_000_000
+    assert probe.begin(later, None).memory_start_bytes == 26 * 4096
+    statm.write_text("1000 27 10 1 0 99 0\n")
+    record.end_ns = perf_counter_ns() + 10_000_000
+    probe.end(record, mark)
+    assert mark.memory_bytes == 27 * 4096
+    probe.close()
 
 
 def test_probe_of_an_inference_that_it_did_not_see_begin_reports_nothing() -> None:
