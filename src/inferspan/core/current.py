@@ -130,6 +130,7 @@ def connect(sink: Sink, settings: Settings, probes: Probes, describer: Describer
     rank.read_environment()
     state.probes, state.describer = probes, describer
     state.plans.clear()
+    probes.start(settings)
     state.settings, state.sink = settings, sink
 
 
@@ -164,11 +165,9 @@ def plan(owner: Any, key: Any, make: Callable[[Any, Any, Any], Plan], model: Any
         return None
     plans = state.plans.by_owner.get(id(owner))
     plan = None if plans is None else plans.get(key)
-    if plan is not None and plan.settings is settings:
+    if plan is not None and plan.settings is settings and plan.model() is model:
         info = plan.info
-        if info is None or (
-            not info.is_stale and plan.model() is model and (info.witness is None or info.witness.look() == info.seen)
-        ):
+        if info is None or (not info.is_stale and (info.witness is None or info.witness.look() == info.seen)):
             return plan
     return state.plans.keep(owner, key, make(owner, key, model))
 

@@ -45,5 +45,5 @@ TABLE: tuple[Row, ...] = (
     Row("leaks", _measured("leaks"), _of("leaks", "LeaksProbe")),
     Row("compiles", _measured("compiles"), _of("compiles", "CompilesProbe")),
     Row("layers", _has_layers, _of("layers", "LayersProbe")),
-    Row("host_allocations", _measured(HOST_ALLOCATIONS), _of("host_allocations", "HostAllocationsProbe")),
+    Row("host_allocations", _measured(HOST_ALLOCATIONS), _of("host_allocations", "HostAllocationsProbe"), early=True),
 )
