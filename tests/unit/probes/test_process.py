@@ -145,6 +145,26 @@ def test_memory_is_not_read_again_within_ten_milliseconds_where_that_will_do(sta
     probe.close()
 
 
+def test_memory_is_known_to_whoever_asks_while_another_thread_reads_it(
+    statm: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    probe, pread = ProcessProbe(), os.pread
+    record, other = records.inference(), records.inference()
+    mark, of_other = probe.begin(record, None), probe.begin(other, None)
+
+    def read(*args: int) -> bytes:
+        other.end_ns = record.end_ns - 1  # type: ignore[operator]
+        probe.end(other, of_other)
+        return pread(*args)
+
+    record.end_ns = probe._memory.last_ns + 10_000_000
+    monkeypatch.setattr(os, "pread", read)
+    probe.end(record, mark)
+    probe.close()
+
+    assert (mark.memory_bytes, of_other.memory_bytes) == (25 * 4096, 25 * 4096)
+
+
 def test_probe_of_an_inference_that_it_did_not_see_begin_reports_nothing() -> None:
     report = Report()
     probe = ProcessProbe()
