@@ -15,25 +15,34 @@ from typing import Any
 
 from inferspan import semconv
 
-_attributes: Mapping[str, int] = {}
-_world_size = 1
-_group: Callable[[], Any] | None = None
+
+class _Process:
+    """What is known of this process by now."""
+
+    attributes: Mapping[str, int] = {}
+    world_size = 1
+    group: Callable[[], Any] | None = None
+
+    def take(self, rank: int, size: int) -> None:
+        self.attributes, self.world_size = {semconv.RANK: rank} if size > 1 else {}, size
+
+
+_process = _Process()
 
 
 def attributes() -> Mapping[str, int]:
     """The rank as an attribute of root spans and points: it distinguishes processes, whatever their resource says."""
-    global _group
     # looked up each time, since the program may make its group of all processes at any time
     group = getattr(getattr(sys.modules.get("torch.distributed"), "group", None), "WORLD", None)
-    if group is not None and (_group is None or _group() is not group):
-        _take(group.rank(), group.size())
-        _group = weakref.ref(group)
-    return _attributes
+    if group is not None and (_process.group is None or _process.group() is not group):
+        _process.take(group.rank(), group.size())
+        _process.group = weakref.ref(group)
+    return _process.attributes
 
 
 def world_size() -> int | None:
     """How many processes there are; ``None`` where it is this one alone."""
-    return _world_size if attributes() else None
+    return _process.world_size if attributes() else None
 
 
 def is_one_of(ranks: Set[int]) -> bool:
@@ -44,12 +53,6 @@ def is_one_of(ranks: Set[int]) -> bool:
 
 def read_environment(environ: Mapping[str, str] = os.environ) -> None:
     """Take what the launcher says, until the program makes its group."""
-    global _group
-    _group = None
+    _process.group = None
     rank, size = environ.get("RANK", ""), environ.get("WORLD_SIZE", "")
-    _take(*((int(rank), int(size)) if rank.isdecimal() and size.isdecimal() else (0, 1)))
-
-
-def _take(rank: int, size: int) -> None:
-    global _attributes, _world_size
-    _attributes, _world_size = {semconv.RANK: rank} if size > 1 else {}, size
+    _process.take(*((int(rank), int(size)) if rank.isdecimal() and size.isdecimal() else (0, 1)))

@@ -52,14 +52,15 @@ class ResidentMemory:
 
     def read_bytes(self) -> int | None:
         """Resident set in bytes; ``None`` where /proc is not there."""
-        self.last = None
+        found = None
         if self._descriptor is not None:
             try:
-                self.last = int(os.pread(self._descriptor, 128, 0).split()[1]) * _PAGE_BYTES
+                found = int(os.pread(self._descriptor, 128, 0).split()[1]) * _PAGE_BYTES
             except (OSError, ValueError, IndexError):
                 pass
-        self.last_ns = time.perf_counter_ns()
-        return self.last
+        # in one go, and only now: another thread may look while this one reads
+        self.last, self.last_ns = found, time.perf_counter_ns()
+        return found
 
 
 class ProcessUse:
