@@ -88,9 +88,15 @@ INTEGRATIONS: tuple[Integration, ...] = (
         {
             "transformers.generation.utils": "install_utils",
             "transformers.modeling_utils": "install_models",
-            "transformers.generation.streamers": "install_streamers",
         },
         needs=(TORCH,),
+    ),
+    Integration(
+        "streamers",
+        TRANSFORMERS,
+        ".transformers.streamers",
+        {"transformers.generation.streamers": "install"},
+        always=True,
     ),
     Integration(
         "continuous_batching",

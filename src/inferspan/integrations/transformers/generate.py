@@ -20,10 +20,6 @@ from time import perf_counter_ns
 from types import ModuleType
 from typing import Any
 
-from opentelemetry import context as otel_context
-from opentelemetry.context import Context
-from opentelemetry.trace import get_current_span
-
 from inferspan import faults, semconv
 from inferspan.core import current
 from inferspan.core.plan import Plan
@@ -32,7 +28,7 @@ from inferspan.core.steps import Generation
 from inferspan.integrations.patching import Patches, subclasses
 from inferspan.integrations.tensors import read_output
 from inferspan.integrations.torch.describe import is_replica
-from inferspan.integrations.transformers import inputs
+from inferspan.integrations.transformers import inputs, streamers
 
 PIPELINES = "pipelines"
 _FINISH_REASONS_MAX = 64
@@ -63,10 +59,6 @@ def install_models(module: ModuleType, patches: Patches) -> None:
         patch(cls)
 
 
-def install_streamers(module: ModuleType, patches: Patches) -> None:
-    patches.wrap(module.TextStreamer, "__init__", _streamer_init)
-
-
 # -- generate ----------------------------------------------------------------------------------------------------
 
 
@@ -78,6 +70,9 @@ def _generate(original: Callable[..., Any]) -> Callable[..., Any]:
             return original(self, *args, **kwargs)
         active = current.here()
         if active is None:
+            around = streamers.open_inference_of(kwargs.get("streamer"))
+            if around is not None:
+                return _generate_in(around, counting, self, args, kwargs)
             return _generate_alone(counting, self, args, kwargs)
         if active.is_suppressed:
             return original(self, *args, **kwargs)
@@ -206,13 +201,9 @@ def _make_plan(model: Any, _: str, __: Any) -> Plan:
 def _open(model: Any, streamer: Any) -> Inference | None:
     if is_replica(model):
         return None
-    parent = None
-    if streamer is not None and not get_current_span().get_span_context().is_valid:
-        # Thread(target=model.generate) starts without a context; the streamer brings that of its maker.
-        carried = getattr(streamer, "_inferspan_origin", None)
-        parent = carried.context if isinstance(carried, _Origin) else None
+    origin = streamers.origin_of(streamer)
     plan = current.plan(model, "generate", _make_plan, model)
-    return current.open_inference(plan, model=model, parent=parent)
+    return current.open_inference(plan, model=model, parent=None if origin is None else origin.context)
 
 
 # -- what goes in and comes out ------------------------------------------------------------------------------------
@@ -301,27 +292,6 @@ def _has_unfinished_sequences(original: Callable[..., Any]) -> Callable[..., Any
         return unfinished
 
     return has_unfinished_sequences
-
-
-class _Origin:
-    """The context in which a streamer was made. It stays behind when the streamer is pickled or copied."""
-
-    __slots__ = ("context",)
-
-    def __init__(self, context: Context) -> None:
-        self.context = context
-
-    def __reduce__(self) -> tuple[type[None], tuple[()]]:
-        return type(None), ()
-
-
-def _streamer_init(original: Callable[..., None]) -> Callable[..., None]:
-    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
-        original(self, *args, **kwargs)
-        if current.settings() is not None and get_current_span().get_span_context().is_valid:
-            self._inferspan_origin = _Origin(otel_context.get_current())
-
-    return __init__
 
 
 def _is_compiling() -> bool:

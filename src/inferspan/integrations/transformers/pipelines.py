@@ -27,7 +27,7 @@ from inferspan.core.record import Inference, Phase
 from inferspan.core.state import state
 from inferspan.integrations.patching import Patches
 from inferspan.integrations.tensors import read_batch
-from inferspan.integrations.transformers import content, lazy
+from inferspan.integrations.transformers import content, lazy, streamers
 from inferspan.integrations.transformers.generate import PIPELINES, count_output
 
 _OPERATIONS = {
@@ -61,6 +61,13 @@ def _call(original: Callable[..., Any], patches: Patches) -> Callable[..., Any]:
             return original(self, *args, **kwargs)
         if _patched_classes.get(type(self)) is not patches:
             _patch_phases(type(self), patches)
+        around = streamers.open_inference_of(kwargs["streamer"]) if "streamer" in kwargs else None
+        if around is not None:  # it runs in a thread of an inference() block, which only its streamer knows
+            entered = current.enter(around)
+            try:
+                return original(self, *args, **kwargs)
+            finally:
+                current.leave(entered)
         outside = None if active is None else active.inference
         # Between a pipeline's phases only the program's own generator or ``Dataset`` runs, and a pipeline that is
         # called in there is another inference. In an inference() block the phases are the block's.
@@ -108,7 +115,9 @@ def _make_plan(pipeline: Any, key: tuple[str, str], model: Any) -> Plan:
 def _open(pipeline: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Inference | None:
     try:
         plan = _plan(pipeline, args, kwargs)
-        inference = current.open_inference(plan, model=getattr(pipeline, "model", None))
+        origin = streamers.origin_of(kwargs["streamer"]) if "streamer" in kwargs else None
+        parent = None if origin is None else origin.context
+        inference = current.open_inference(plan, model=getattr(pipeline, "model", None), parent=parent)
         if inference is not None and inference.plan.settings.capture_content != "NO_CONTENT":
             inference.content = Content(content.messages_of(args[0] if args else kwargs.get("inputs")))
         return inference
