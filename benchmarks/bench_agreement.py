@@ -1,4 +1,4 @@
-"""Whether `inferspan bench` tells the truth, and what it adds: its figures beside those of a plain loop.
+"""Whether `inferspan bench` measures correctly, and what it adds: its times beside those of a plain loop.
 
     python benchmarks/bench_agreement.py [--model gpt2|minilm] [--rounds 40] [--calls 30]
 

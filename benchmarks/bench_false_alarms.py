@@ -11,7 +11,7 @@ before, then runs of the slowed ``A`` with runs of ``A``. A is a small network o
 
 ``series`` needs no model: made-up latencies (log-normal, one in 33 with a long tail on top, autocorrelation of the
 first order), 5 configurations of 100 requests, compared in the same way. That is the test by itself, without what a
-machine does between two runs. ``intervals`` takes the same series and tells how often the 95 % interval of a figure
+machine does between two runs. ``intervals`` takes the same series and prints how often the 95 % interval of a figure
 holds the truth.
 
 Otherwise printed are the comparisons with at least one regression: what would have failed a build.

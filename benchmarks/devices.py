@@ -20,11 +20,11 @@ from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 
 from inferspan import config
+from inferspan.devices import instruments
 from inferspan.devices.host import Host
 from inferspan.devices.nvml import Nvml
 from inferspan.devices.ownership import Ownership
 from inferspan.devices.sampler import Sampler
-from inferspan.telemetry import devices as instruments
 
 ROUNDS = 300
 

@@ -20,7 +20,7 @@ import torch
 import transformers
 from torch.utils.flop_counter import FlopCounterMode
 
-from inferspan.measure import flops
+from inferspan.probes.flops import shapes, walk
 
 ROWS, PROMPT, STEPS = 2, 128, 8
 
@@ -102,7 +102,7 @@ def deep_us(layers: int) -> float:
     """Taking the inventory of a Llama with so many layers, whose weights take no memory."""
     with torch.device("meta"):
         model = transformers.LlamaForCausalLM(transformers.LlamaConfig(num_hidden_layers=layers))
-    return median_us(lambda: flops.take_inventory(model), 15)
+    return median_us(lambda: walk.take_inventory(model), 15)
 
 
 def main() -> None:
@@ -115,11 +115,11 @@ def main() -> None:
     for title, (name, settings) in MODELS.items():
         model = make(name, settings)
         inputs = inputs_of(model)
-        inventory = flops.take_inventory(model)
+        inventory = walk.take_inventory(model)
         assert inventory is not None
         calls = calls_of(model, inputs)
         for call, (function, arguments, steps, sequences) in calls.items():
-            work = flops.read_work((), arguments)
+            work = shapes.read_shapes((), arguments)
             assert work is not None
             parts = inventory.generation(work, steps, sequences) if steps else (inventory.forward(work),)
             assert parts is not None
@@ -129,8 +129,8 @@ def main() -> None:
         with torch.no_grad():
             function, arguments, *_ = calls["forward"]
             forward_us = median_us(function, 5)
-        taking_us = median_us(lambda model=model: flops.take_inventory(model), 15)
-        reading_us = median_us(lambda arguments=arguments: flops.read_work((), arguments), 201)
+        taking_us = median_us(lambda model=model: walk.take_inventory(model), 15)
+        reading_us = median_us(lambda arguments=arguments: shapes.read_shapes((), arguments), 201)
         form_us = median_us(lambda inventory=inventory, work=work: inventory.forward(work), 201)
         modules = sum(1 for _ in model.modules())
         costs.append(f"| {title} | {modules} | {taking_us:.0f} | {reading_us:.1f} | {form_us:.1f} | {forward_us:.0f} |")

@@ -1,15 +1,15 @@
-"""What watching modules costs: the guarded ``__call__`` where nothing is recorded, and records where layers are.
+"""What recording modules costs: the wrapped ``__call__`` where nothing is recorded, and records where layers are.
 
     python benchmarks/layers.py [--rounds 40]
 
-The modules do nothing, so that the figures are the cost alone: divide by what a layer of your model takes. CPU time of
+The modules do nothing, so that only the cost is measured: compare it with what a layer of your model takes. CPU time of
 the calling thread, torch on one thread; rounds take turns, and each figure is the least of them all, since the machine
 may have other work.
 
-First one call of a module: of a class that is not guarded, of a class that is, and of a layer in an inference that
+First one call of a module: of a class that is not wrapped, of a class that is, and of a layer in an inference that
 does not record any. Then one call of a block with attention and MLP, in an inference that records layers. Last what it
-costs to tell a layer, as a span and points, once an inference, on the finalizer's thread (CPU time of the process). On
-a GPU a timed call has two events more; nothing of that is in here.
+costs to emit a layer, as a span and points, once an inference, on the worker's thread (CPU time of the process). On
+a GPU a timed call also records two events, which is not measured here.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def call_ns(kind: type[torch.nn.Module], warm_ups: Iterable[int] = (0, 0), **set
 
 
 def guarded_ns() -> float:
-    """The same of instances that nobody watches, whose class has a model."""
+    """The same of instances that are not recorded, whose class has a model."""
     instrument()
     kind = type("Guarded", (Part,), {})
     model, stack = kind().eval(), Stack(kind).eval()
@@ -103,8 +103,8 @@ def guarded_ns() -> float:
     return stack.spent_ns / (BLOCKS * TIMES)
 
 
-def telling_ns(**settings: Any) -> float:
-    """Nanoseconds of one inference with all that is told of it."""
+def emitting_ns(**settings: Any) -> float:
+    """Nanoseconds of one inference with everything that is emitted for it."""
     instrument(**settings)
     stack = Stack(Block).eval()
     stack.times = 1
@@ -133,8 +133,8 @@ def main() -> None:
         "block asked for": lambda: call_ns(Block, layers="transformer", **NEVER),
         "block alone": lambda: call_ns(Block, layers="blocks.?,blocks.??"),
         "block with parts": lambda: call_ns(Block, layers="transformer"),
-        "inference": telling_ns,
-        "inference told": lambda: telling_ns(layers="transformer"),
+        "inference": emitting_ns,
+        "inference emitted": lambda: emitting_ns(layers="transformer"),
     }
     found = {name: float("inf") for name in measures}
     for _ in rounds:
@@ -143,17 +143,17 @@ def main() -> None:
 
     print(f"Python {platform.python_version()}, torch {torch.__version__}, least of {len(rounds)} rounds")
     print(f"one call of a module that does nothing {found['bare'] / 1e3:5.2f} µs")
-    for name, words in (("guarded", "its class is guarded"), ("asked for", "a layer, not recorded")):
+    for name, words in (("guarded", "its class is wrapped"), ("asked for", "a layer, not recorded")):
         print(f"  {words:36} {(found[name] - found['bare']) / 1e3:+5.2f} µs")
     print(f"one call of a block of three           {found['block'] / 1e3:5.2f} µs")
     for name, words in (
-        ("block asked for", "attention and MLP apart, not recorded"),
+        ("block asked for", "attention and MLP too, not recorded"),
         ("block alone", "the block recorded"),
-        ("block with parts", "attention and MLP apart, recorded"),
+        ("block with parts", "attention and MLP too, recorded"),
     ):
         print(f"  {words:36} {(found[name] - found['block']) / 1e3:+5.2f} µs")
-    told = (found["inference told"] - found["inference"]) / BLOCKS - (found["block with parts"] - found["block"])
-    print(f"telling a layer, once an inference     {told / 1e3:5.0f} µs")
+    emitted = (found["inference emitted"] - found["inference"]) / BLOCKS - (found["block with parts"] - found["block"])
+    print(f"emitting a layer, once an inference    {emitted / 1e3:5.0f} µs")
 
 
 if __name__ == "__main__":

@@ -26,8 +26,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from inferspan.measure import leaks
-from inferspan.measure.leaks import ALLOCATOR, RESIDENT, Leak, Leaks, Noise
+from inferspan.probes import leaks
+from inferspan.probes.leaks import ALLOCATOR, RESIDENT, Leak, Leaks, Noise
 
 Array = Any
 KIB, MIB = 1 << 10, 1 << 20
@@ -114,7 +114,7 @@ def first_shapes(rng: Any) -> Trace:
 
 
 def small_cache(rng: Any) -> Trace:
-    """A user's cache of at most 12 MiB that fills: keys by Zipf's law, entries of one size, no shape tells."""
+    """A user's cache of at most 12 MiB that fills: keys by Zipf's law, entries of one size, which no shape shows."""
     new = _first_seen(np.minimum(rng.zipf(rng.uniform(1.05, 1.6), INFERENCES), int(_scale(rng, 1e3, 1e6))))
     entry = _scale(rng, 2, 1024) * KIB
     return _trace(rng, np.minimum(np.cumsum(new) * entry, rng.uniform(1, 12) * MIB))

@@ -191,7 +191,7 @@ class Books:
     # -- both --------------------------------------------------------------------------------------------------------
 
     def settle(self, older_s: float = SETTLED_S) -> None:
-        """Compare what has been complete for so long with what was told of it, and forget both."""
+        """Compare what has been complete for so long with what the program wrote of it, and forget both."""
         with self.lock:
             limit = time.monotonic() - older_s
             for trace_id in [found for found, since in self.complete_at.items() if since <= limit]:

@@ -25,8 +25,8 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, Spa
 
 import inferspan
 from inferspan import faults, semconv
-from inferspan.inference import scope
-from inferspan.instrumentors import InferspanInstrumentor
+from inferspan.core import current
+from inferspan.instrumentor import state
 from support import cheap
 
 CHILDREN = {"asyncio": 1}
@@ -66,9 +66,9 @@ class Watch:
         self.held: list[int] = []
 
     def step(self) -> None:
-        reporter = InferspanInstrumentor._reporter
+        reporter = state.pipeline
         assert reporter is not None
-        self.queue = max(self.queue, len(reporter._finalizer._records))
+        self.queue = max(self.queue, len(reporter._worker._records))
         self.threads = max(self.threads, threading.active_count())
 
     def mark(self) -> None:
@@ -201,16 +201,16 @@ def main() -> None:
     provider.add_span_processor(BatchSpanProcessor(exporter, 1 << 18))
     meter_provider = MeterProvider([InMemoryMetricReader()], shutdown_on_exit=False)
     inferspan.instrument(tracer_provider=provider, meter_provider=meter_provider, devices="never")
-    queue_max = scope.settings().queue_max  # type: ignore[union-attr]
+    queue_max = current.settings().queue_max  # type: ignore[union-attr]
     watch = Watch()
     before = threading.active_count()
-    reporter: Any = InferspanInstrumentor._reporter
+    reporter: Any = state.pipeline
     found = RUN[name](number, watch)
     inferspan.force_flush()
     provider.force_flush()
     over = reporter._over_children_max
     # where a root is left out, it is counted with its children
-    dropped = (reporter._finalizer.children_dropped - max(0, exporter.missing - over)) // (1 + CHILDREN.get(name, 0))
+    dropped = (reporter._worker.children_dropped - max(0, exporter.missing - over)) // (1 + CHILDREN.get(name, 0))
     print(
         json.dumps(
             {

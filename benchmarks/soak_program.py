@@ -1,8 +1,8 @@
-"""The program that ``soak.py`` watches: inferences of every kind at once, while things go wrong around them.
+"""The program that ``soak.py`` checks: inferences of every kind at once, while things go wrong around them.
 
 It runs in rounds. In each, threads and an event loop infer, and an operator flushes, forks, uninstruments, replaces
 providers and has the exporter fail; then all come to rest, all is flushed, and memory, threads and file descriptors
-are read. Each inference has a number, an attribute of its root span, and each that has been recorded is told to the
+are read. Each inference has a number, an attribute of its root span, and each that has been recorded is written to the
 ledger, a pipe, with the tree that must arrive.
 """
 
@@ -38,7 +38,7 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, Spa
 
 import inferspan
 from inferspan import faults
-from inferspan.instrumentors import InferspanInstrumentor
+from inferspan.instrumentor import state
 from support import cheap, tiny
 
 SERIAL = "soak.serial"
@@ -74,7 +74,7 @@ class Ledger:
 
 
 class Exporter(SpanExporter):
-    """OTLP over HTTP, which fails for a while where it is told to. A forked child has connections of its own."""
+    """OTLP over HTTP, which fails for a while on request. A forked child has connections of its own."""
 
     fault: str | None = None
 
@@ -159,7 +159,7 @@ class Soak:
         resource = Resource.create({"service.name": "soak", "service.instance.id": str(next(self.instances))})
         tracer_provider = TracerProvider(resource=resource)
         exporter = Exporter(self.endpoint, self.ledger)
-        # room for all that comes while an exporter tries again: what the SDK drops it does not tell
+        # room for all that comes while an exporter tries again: what the SDK drops it does not report
         tracer_provider.add_span_processor(BatchSpanProcessor(exporter, 1 << 18, schedule_delay_millis=500))
         # It collects at rest only: at a fork it could hold locks of the SDK that the child would wait for.
         reader = PeriodicExportingMetricReader(MetricExporter(f"{self.endpoint}/v1/metrics"), 3_600_000)
@@ -239,17 +239,17 @@ class Soak:
         self.block(next(self.serials), self.random, inside=self.fork)
 
     def in_child(self, serials: list[int]) -> None:
-        reporter = InferspanInstrumentor._reporter
+        reporter = state.pipeline
         assert reporter is not None
-        assert not reporter._finalizer._records, "the child has inherited records"
+        assert not reporter._worker._records, "the child has inherited records"
         for serial in serials:
-            self.random.choice((self.single, self.call_module, self.generate, self.lone))(serial, self.random)
+            self.random.choice((self.single, self.call_module, self.generate, self.standalone))(serial, self.random)
         assert inferspan.force_flush(), "the child's flush has failed"
 
     # -- inferences -------------------------------------------------------------------------------------------------
 
     def recorded(self, serial: int, expected: Any, attributes: dict[str, Any], before: int, marked: list[bool]) -> None:
-        """Tell the ledger of an inference that has ended. ``marked`` says, once marked, whether that was certain."""
+        """Write to the ledger that an inference has ended. ``marked`` says, once marked, whether that was certain."""
         undisturbed = self.transitions == before and before % 2 == 0
         if not marked:
             if undisturbed:
@@ -263,7 +263,7 @@ class Soak:
             tree=expected if undisturbed else None,
             attributes=attributes if undisturbed else {},
             sure=all(marked),
-            on_metrics=os.getpid() == self.pid and expected[0] != "lone",
+            on_metrics=os.getpid() == self.pid and expected[0] != "standalone",
         )
 
     def marking(self, serial: int) -> tuple[Callable[[], None], list[bool]]:
@@ -347,12 +347,12 @@ class Soak:
         with self.inference(serial, "forward", error=Planned.__qualname__):
             self.module(Planned())
 
-    def lone(self, serial: int, rng: random.Random) -> None:
-        with self.inference(serial, ["lone", "tokenize"]) as mark:
+    def standalone(self, serial: int, rng: random.Random) -> None:
+        with self.inference(serial, ["standalone", "tokenize"]) as mark:
             tracer = trace.get_tracer("soak")
             if self.transitions % 2:  # a span of the program's own is recorded whether or not we are
                 return
-            with tracer.start_as_current_span("lone"):
+            with tracer.start_as_current_span("standalone"):
                 mark()
                 self.tokenizer("the cat sat on the mat")
 
@@ -420,7 +420,7 @@ class Soak:
         kinds = (
             *(self.single, self.list, self.lazy, self.lazy_abandoned, self.fails, self.lazy_fails),
             *(self.generate, self.generate_fails, self.call_module, self.module_fails),
-            *(self.lone, self.block, self.block_fails),
+            *(self.standalone, self.block, self.block_fails),
         )
         while not self.resting.is_set():
             # each where nothing is current, as a server's requests are
@@ -486,7 +486,7 @@ class Soak:
         )
 
     def leave_open(self) -> None:
-        """What runs when the program ends is ended and told, too."""
+        """What runs when the program ends is ended and exported, too."""
         serial = next(self.serials)
         mark, marked = self.marking(serial)
         with cheap.stamped(mark):

@@ -9,7 +9,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
 import inferspan
-from inferspan.cli.waterfall import WaterfallSpanExporter
+from inferspan.exporters.console import WaterfallSpanExporter
 
 trace.set_tracer_provider(TracerProvider())
 trace.get_tracer_provider().add_span_processor(BatchSpanProcessor(WaterfallSpanExporter()))

@@ -1,9 +1,9 @@
-"""One model over two processes (tensor parallelism): each of them computes its part of every inference, and tells it.
+"""One model over two processes (tensor parallelism): each of them computes its part of every inference, and records it.
 
 OTEL_TRACES_EXPORTER=inferspan_console INFERSPAN_RANKS=0 torchrun --nproc-per-node 2 --no-python \
     opentelemetry-instrument python examples/tensor_parallel.py [hub id or folder of a text generator]
 
-INFERSPAN_RANKS=0: all ranks tell the same inference, so the first one does for all. Needs torch 2.5.
+INFERSPAN_RANKS=0: all ranks record the same inference, so the first one is enough. Needs torch 2.5.
 """
 
 import os

@@ -526,7 +526,7 @@ ROWS = [
                 ],
             ),
             Panel(
-                "Clocks held down",
+                "Clock throttling",
                 "percentunit",
                 [
                     Query(
@@ -547,7 +547,7 @@ ROWS = [
                         "{{inferspan_device_clock_reason}} " + OF_DEVICE,
                     )
                 ],
-                "1 where the clocks are held down for this reason.",
+                "1 where the clocks are throttled for this reason.",
             ),
             Panel(
                 "PCIe",

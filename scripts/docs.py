@@ -15,8 +15,10 @@ import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+import architecture
+
 from inferspan import config, semconv
-from inferspan.bench import differences, results
+from inferspan.bench import differences, result_file
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -145,12 +147,16 @@ PARTS: dict[str, tuple[str, Callable[[], str]]] = {
     "promises": ("docs/reliability.md", promises),
     "faults": ("docs/reliability.md", faults),
     "losses": ("docs/reliability.md", losses),
+    "way": ("docs/architecture.md", architecture.way),
+    "imports": ("docs/architecture.md", architecture.imports),
+    "files": ("docs/architecture.md", architecture.files),
+    "makers": ("docs/architecture.md", architecture.makers),
 }
 
 
 def result_schema() -> str:
     """The format of the files that ``inferspan bench`` saves."""
-    return json.dumps(results.schema(), indent=2, ensure_ascii=False) + "\n"
+    return json.dumps(result_file.schema(), indent=2, ensure_ascii=False) + "\n"
 
 
 WHOLE: dict[str, Callable[[], str]] = {"docs/bench-result.schema.json": result_schema}

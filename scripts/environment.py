@@ -49,7 +49,7 @@ class SetupError(Exception):
 
 
 class Environment:
-    """One virtual environment, the constraints it follows, and the stamp that tells whether it still does."""
+    """One virtual environment, the constraints it follows, and the stamp that shows whether it still does."""
 
     def __init__(self, name: str, constraints: str) -> None:
         self.name = name

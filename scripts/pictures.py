@@ -144,7 +144,7 @@ def waterfall(console: Path) -> str:
 
 
 def table(trace: Any) -> str:
-    """A trace of Jaeger's API: each span below its parent, in the order of their start, with what tells most."""
+    """A trace of Jaeger's API: each span below its parent, in the order of their start, with its main values."""
     shown = {
         "http.route": "{}",
         "gen_ai.usage.input_tokens": "{} tokens in",

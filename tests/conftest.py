@@ -19,7 +19,7 @@ import pytest
 
 import inferspan
 from inferspan import faults
-from inferspan.hooks.patches import is_ours
+from inferspan.integrations.patching import is_ours
 from support.fakenvml import FakeDriver, build
 from support.recorder import Recorder
 
@@ -122,7 +122,7 @@ def bare_recorder() -> Iterator[Recorder]:
 @pytest.fixture(autouse=True)
 def uninstrumented_afterwards() -> Iterator[None]:
     yield
-    from inferspan.instrumentors import InferspanInstrumentor
+    from inferspan.instrumentor import InferspanInstrumentor
 
     if InferspanInstrumentor().is_instrumented_by_opentelemetry:
         inferspan.uninstrument()

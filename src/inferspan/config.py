@@ -18,9 +18,11 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from inferspan.faults import warn
+from inferspan.integrations import INTEGRATIONS
 from inferspan.semconv import LATEST
 
-HOOKS = ("pipelines", "generation", "continuous_batching", "tokenizers", "models", "modules", "loading")
+HOOKS = tuple(row.name for row in INTEGRATIONS if row.is_selectable)
+HOOKS_DEFAULT = frozenset(row.name for row in INTEGRATIONS if row.is_selectable and row.default)
 MEASURES = ("gpu_time", "memory", "flops", "energy", "leaks", "compiles")
 HOST_ALLOCATIONS = "host_allocations"
 DEVICE_DETAILS = ("slow", "gpm", "xid")
@@ -32,7 +34,7 @@ CONTENT_MODES = ("NO_CONTENT", "SPAN_ONLY", "EVENT_ONLY", "SPAN_AND_EVENT")
 class Settings:
     """The settings of one ``instrument()``; the meaning of each is in ``SETTINGS``."""
 
-    hooks: frozenset[str] = frozenset(HOOKS)
+    hooks: frozenset[str] = HOOKS_DEFAULT
     modules: frozenset[str] = frozenset({"eval"})
     capture_content: str = "NO_CONTENT"
     content_length: int = 4096
@@ -49,6 +51,7 @@ class Settings:
     layers_every: int = 1
     layers_max: int = 128
     flush_timeout: float = 30.0
+    fast_path: bool = True
     latest_conventions: bool = False
     devices: str = "auto"
     devices_detail: frozenset[str] = frozenset()
@@ -157,63 +160,65 @@ SETTINGS: tuple[Setting, ...] = (
         "(evaluation loops), `modules` to have none for plain torch modules, `tokenizers` to have none for tokenizers "
         "called directly"),
     Setting("modules", "INFERSPAN_MODULES", _list, "comma list of `eval` and names of classes",
-        "Which plain torch modules are models: with `eval` those that are put in `eval()` by themselves, scripted and "
-        "exported ones; each instance of a class, by its name or `module.Class` (docs/modules.md)"),
+        "Which plain torch modules are treated as models. `eval`: those on which `eval()` is called, scripted and "
+        "exported ones; a class, by its name or `module.Class`: each instance of it (docs/modules.md)"),
     Setting("capture_content", "OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT", _content_mode,
         ", ".join(CONTENT_MODES),
         "Whether prompts, completions, stop strings and exception messages are recorded, and where"),
     Setting("content_length", "INFERSPAN_CONTENT_LENGTH", _integer(1, 1000000), "1 to 1000000",
         "Characters kept of each recorded text"),
     Setting("local_model_name", "INFERSPAN_LOCAL_MODEL_NAME", _one_of("basename", "class"), "basename, class",
-        "What a model in a local folder is called: the last part of its path, or its class if even that is secret"),
+        "The name of a model in a local folder: the last part of its path, or its class if even that is secret"),
     Setting("children_max", "INFERSPAN_CHILDREN_MAX", _integer(0, 10000), "0 to 10000",
-        "Child spans of one inference; the rest is only in its sums and metrics"),
+        "Most child spans of one inference; the rest is only in its sums and metrics"),
     Setting("queue_max", "INFERSPAN_QUEUE_MAX", _integer(1, 1000000), "1 to 1000000",
-        "Finished inferences that wait for the finalizer thread; beyond it children are dropped, and counted"),
+        "Most finished inferences that wait for the background worker; beyond that, children are dropped and counted"),
     Setting("token_points_max", "INFERSPAN_TOKEN_POINTS_MAX", _integer(0, 1024), "0 to 1024",
-        "Points that one generation adds to the histogram `inferspan.inter_token.duration`"),
+        "Most points that one generation adds to the histogram `inferspan.inter_token.duration`"),
     Setting("models_max", "INFERSPAN_MODELS_MAX", _integer(1, 2000), "1 to 2000",
-        "Different model names on metrics of this process; the rest is `_OTHER`"),
+        "Most different model names on metrics of this process; the rest is `_OTHER`"),
     Setting("metrics", "INFERSPAN_METRICS", _boolean, "true, false", "Whether metrics are recorded"),
     Setting("process_stats", "INFERSPAN_PROCESS_STATS", _boolean, "true, false",
         "Whether CPU time and resident memory of the process are read at each inference"),
     Setting("measure", "INFERSPAN_MEASURE", _names((*MEASURES, HOST_ALLOCATIONS)),
         "comma list of " + ", ".join((*MEASURES, HOST_ALLOCATIONS)),
-        "What is measured of each inference: `gpu_time` by events, `memory` from the device's allocator, `flops` in "
-        "closed form, `energy` and clock of the board, `leaks` by a trend test, `compiles` of torch.compile. Not by "
-        "default `host_allocations`, Python's own by phase: `tracemalloc` slows the whole program down"),
+        "What is measured of each inference: `gpu_time` by CUDA events, `memory` of the device's allocator, `flops` in "
+        "closed form, `energy` and clock of the board, `leaks` by a trend test, `compiles` of torch.compile. Off by "
+        "default: `host_allocations`, Python's own by phase, since `tracemalloc` slows the program down"),
     Setting("gpu_timers_max", "INFERSPAN_GPU_TIMERS_MAX", _integer(0, 100000), "0 to 100000",
-        "Phases that may be timed on one GPU at once, with up to three events each; beyond it GPU time is absent"),
+        "Most phases that are timed on one GPU at once, with up to three events each; beyond that, GPU time is absent"),
     Setting("layers", "INFERSPAN_LAYERS", str.strip, "`transformer`, a depth, or comma list of patterns",
-        "Layers that are recorded apart, one span each for all of their calls in an inference: `transformer` finds the "
-        "repeated blocks of a model, a number takes the modules at that depth, a pattern (`*.mlp`) those named like "
-        "it (docs/modules.md). Empty: none"),
+        "Layers that get a span each, for all of their calls in an inference: `transformer` finds the repeated blocks "
+        "of a model, a number takes the modules at that depth, a pattern (`*.mlp`) those with such a name "
+        "(docs/modules.md). Empty: none"),
     Setting("layers_every", "INFERSPAN_LAYERS_EVERY", _integer(1, 1000000), "1 to 1000000",
-        "Layers are recorded in one of so many inferences of a model, counted among those whose trace is recorded"),
+        "Layers are recorded in one of this many inferences of a model, counted among those whose trace is recorded"),
     Setting("layers_max", "INFERSPAN_LAYERS_MAX", _integer(1, 10000), "1 to 10000",
-        "Layers of one model that are recorded; the rest is left out, with a warning"),
+        "Most layers of one model that are recorded; the rest is left out, with a warning"),
     Setting("flush_timeout", "INFERSPAN_FLUSH_TIMEOUT", _seconds(0, 3600), "0 to 3600 seconds",
-        "How long exit, `uninstrument()` and the providers' own flush may wait for finished inferences to be told"),
+        "How long exit, `uninstrument()` and the providers' own flush may wait for finished inferences to be exported"),
+    Setting("fast_path", "INFERSPAN_FAST_PATH", _boolean, "true, false",
+        "Whether spans and metric points bypass the public API of OpenTelemetry's SDK where the result is the same; if "
+        "false, each costs about four times as much"),
     Setting("latest_conventions", "OTEL_SEMCONV_STABILITY_OPT_IN", _opted_in,
         "comma list; `gen_ai_latest_experimental` switches",
         "Emit the newest names of the GenAI conventions in place of those in the released package"),
     Setting("devices", "INFERSPAN_DEVICES", _one_of("auto", "always", "never"), "auto, always, never",
-        "Who reports GPUs and host: of several processes one for each GPU (`auto`), each process (`always`), or none, "
-        "which is then silent about its own CPU and memory, too. `auto` leaves GPUs and host to a running "
-        "`inferspan agent`"),
+        "`auto`: one process reports each GPU and the host, or a running `inferspan agent` does; `always`: every "
+        "process reports them; `never`: this process exports no device, host or process metrics"),
     Setting("devices_detail", "INFERSPAN_DEVICES_DETAIL", _names(DEVICE_DETAILS),
         "comma list of " + ", ".join(DEVICE_DETAILS),
-        "What is read besides: `slow` (processes, PCIe throughput, fan, ECC by memory; blocks 40 ms a GPU), `gpm` (SM "
-        "occupancy, tensor cores; from Hopper on), `xid` (the driver's error events; a thread that waits for them)"),
+        "What is read in addition: `slow` (processes, PCIe throughput, fan, ECC by memory; blocks 40 ms a GPU), `gpm` "
+        "(SM occupancy, tensor cores; from Hopper on), `xid` (the driver's error events, read by a waiting thread)"),
     Setting("devices_interval", "INFERSPAN_DEVICES_INTERVAL", _seconds(0.5, 60), "0.5 to 60 seconds",
-        "How old a reading may be that is reported again; not shorter, since the driver's own samples are not, and its "
-        "lock delays the program's kernels"),
+        "How old a reading may be to be reported again. Less makes no sense: the driver's own samples are as old, and "
+        "its lock delays the program's kernels"),
     Setting("devices_lock", "INFERSPAN_DEVICES_LOCK", str.strip, "a path",
         "File by which the processes of a host agree on who reports; empty: `inferspan-devices.lock` in the folder for "
         "temporary files. Put it on a shared volume where containers share GPUs"),
     Setting("ranks", "INFERSPAN_RANKS", _ranks, f"comma list of ranks and ranges such as 0,4-7, below {RANKS_MAX}",
-        "Of a distributed run, the processes that record inferences; empty: all. `0` where the ranks compute one "
-        "inference together (docs/distributed.md)"),
+        "The ranks of a distributed run that record inferences; empty: all. Use `0` if the ranks compute one inference "
+        "together (docs/distributed.md)"),
 )
 # fmt: on
 

@@ -34,8 +34,8 @@ class Attribute:
 
 
 @dataclass(frozen=True, slots=True)
-class SpanKind:
-    """One kind of span; all are INTERNAL."""
+class SpanType:
+    """One type of span; all are of the kind INTERNAL."""
 
     name: str
     brief: str
@@ -45,8 +45,8 @@ class SpanKind:
 @dataclass(frozen=True, slots=True)
 class Metric:
     """One instrument. ``opt_in`` is the value of OTEL_SEMCONV_STABILITY_OPT_IN under which alone it is emitted,
-    ``replaces`` the metric that is then not emitted. ``source`` is what it is read from; empty for what records tell,
-    else one of SOURCES."""
+    ``replaces`` the metric that is then not emitted. ``source`` is what it is read from; empty for what comes
+    from records, else one of SOURCES."""
 
     name: str
     instrument: str
@@ -70,7 +70,7 @@ class Event:
 
 
 ATTRIBUTES: dict[str, Attribute] = {}
-SPANS: dict[str, SpanKind] = {}
+SPANS: dict[str, SpanType] = {}
 METRICS: dict[str, Metric] = {}
 EVENTS: dict[str, Event] = {}
 
@@ -81,7 +81,7 @@ def _attribute(name: str, type: str, brief: str, **more: str) -> str:  # noqa: A
 
 
 def _span(name: str, brief: str, parent: str) -> str:
-    SPANS[name] = SpanKind(name, brief, parent)
+    SPANS[name] = SpanType(name, brief, parent)
     return name
 
 
@@ -144,7 +144,7 @@ OUTPUT_TOKENS = _attribute(gen_ai.GEN_AI_USAGE_OUTPUT_TOKENS, "int",
     "Tokens generated in the sequences returned; a row ends with its end-of-sequence token", unit="{token}",
     absent="nothing is generated")
 INPUT_TOKENS_EXACT = _attribute("inferspan.usage.input_tokens.exact", "boolean",
-    "false where padding could not be told apart without a copy from the GPU: the count is an upper bound",
+    "false where padding could not be recognised without a copy from the GPU: the count is an upper bound",
     absent="the count is exact")
 OUTPUT_TOKENS_EXACT = _attribute("inferspan.usage.output_tokens.exact", "boolean",
     "false where rows of a batch may have ended before the last step: the count is an upper bound",
@@ -227,7 +227,7 @@ GPU_CYCLES = _attribute("inferspan.gpu.cycles", "int", "GPU time * SM clock: an 
 GPU_CYCLES_SOURCE = _attribute("inferspan.gpu.cycles_source", "string",
     "`sm_clock`: mean of NVML's samples of the SM clock in the inference, or the nearest one", absent="no cycles")
 MEMORY_BEFORE = _attribute("inferspan.memory.before", "int",
-    "Bytes that torch's allocator had handed out on the device before the first forward", unit="By",
+    "Bytes that torch's allocator had allocated on the device before the first forward", unit="By",
     absent="not on a device with an allocator that counts")
 MEMORY_AFTER = _attribute("inferspan.memory.after", "int", "The same, at the end of the inference", unit="By",
     absent="as before")
@@ -255,7 +255,7 @@ MEMORY_SHARED = _attribute("inferspan.memory.shared", "boolean",
     "true where other inferences ran meanwhile: the readings of memory are of all of them", absent="it ran alone")
 KV_CACHE_SIZE = _attribute("inferspan.kv_cache.size", "int",
     "Keys and values of all layers at the end of the generation, in closed form from the model's shape and dtype",
-    unit="By", absent="nothing is generated, or the model's shape does not tell")
+    unit="By", absent="nothing is generated, or the model's shape does not determine it")
 MEMORY_USAGE_BEFORE = _attribute("inferspan.process.memory_before", "int",
     "Resident set of the process at the start of the inference", unit="By", absent="not on Linux, or not readable")
 HOST_ALLOCATED = _attribute("inferspan.host.allocated", "int",
@@ -269,7 +269,7 @@ OOM_FREE = _attribute("inferspan.out_of_memory.free", "int", "Bytes that were fr
     absent="the error does not say")
 FLOPS = _attribute("inferspan.flops.count", "int",
     "Floating-point operations of matrix products, convolutions and attention, padding included (2 for a "
-    "multiply-add)", unit="{flop}", absent="the model's shape does not tell")
+    "multiply-add)", unit="{flop}", absent="the model's shape does not determine them")
 FLOPS_METHOD = _attribute("inferspan.flops.method", "string",
     "`linear_inventory`: in closed form from the model's linears and the shapes of the call (docs/flops.md)",
     absent="no FLOPs")
@@ -292,7 +292,7 @@ COMPILE_TIME = _attribute("inferspan.compile.time", "double", "Time that torch.c
 COMPILE_COUNT = _attribute("inferspan.compile.count", "int", "Graphs that it compiled", unit="{graph}",
     absent="nothing was compiled")
 COMPILE_REASON = _attribute("inferspan.compile.reason", "string",
-    "Why torch compiled anew: the guard that failed, cut at 512 characters", absent="torch does not say")
+    "Why torch recompiled: the guard that failed, cut at 512 characters", absent="torch does not say")
 COMPILE_FUNCTION = _attribute("inferspan.compile.function", "string", "Function that was compiled",
     absent="torch gave up: the limit of recompilations was reached")
 COMPILE_LOCATION = _attribute("inferspan.compile.location", "string", "Its file, without the folder, and first line",
@@ -305,14 +305,14 @@ WINDOW = _attribute("inferspan.memory.window", "int", "Inferences in the window"
 
 LAYER_NAME = _attribute("inferspan.layer.name", "string", "Name of the module in its model: `model.layers.7`")
 LAYER_PART = _attribute("inferspan.layer.part", "string",
-    "`attention`, `mlp`, or `rest`: what is neither, and all of a layer whose parts are not told apart")
+    "`attention`, `mlp`, or `rest`: what is neither, and all of a layer that is not divided")
 LAYER_ATTENTION_TIME = _attribute("inferspan.layer.attention.time", "double",
-    "Host time in the layer's attention, summed over its calls", unit="s", absent="not told apart")
+    "Host time in the layer's attention, summed over its calls", unit="s", absent="the layer is not divided")
 LAYER_MLP_TIME = _attribute("inferspan.layer.mlp.time", "double", "The same, in what else has weights", unit="s",
-    absent="not told apart")
+    absent="the layer is not divided")
 LAYER_ATTENTION_GPU_TIME = _attribute("inferspan.layer.attention.gpu_time", "double",
     "Time on the accelerator in the layer's attention, summed over its calls", unit="s",
-    absent="as GPU time, or not told apart")
+    absent="as GPU time, or the layer is not divided")
 LAYER_MLP_GPU_TIME = _attribute("inferspan.layer.mlp.gpu_time", "double", "The same, in what else has weights",
     unit="s", absent="as before")
 LAYER_MEMORY = _attribute("inferspan.layer.memory", "int",
@@ -412,7 +412,7 @@ TOKENIZE = _span("tokenize", "Text to ids: a pipeline's preprocess for text, or 
 PREPROCESS = _span("preprocess", "A pipeline's preprocess for images, audio and video", "the inference")
 QUEUE = _span("queue", "Continuous batching: from submission until the scheduler takes the request", "the inference")
 FORWARD = _span("forward",
-    "The model at work: host to device, all its steps, and back. For a model called directly, the whole call",
+    "The model runs: copy to the device, all steps, and back. For a model called directly, the whole call",
     "the inference, or whatever is current")
 PREFILL = _span("prefill", "Of a generation: up to the first token (an encoder included)", "forward")
 DECODE = _span("decode", "Of a generation: from the first token to the last; one span, not one per token", "forward")
@@ -453,7 +453,7 @@ LATEST = "gen_ai_latest_experimental"
 _COMMON = (OPERATION_NAME, PROVIDER_NAME, REQUEST_MODEL)
 
 OPERATION_DURATION = _metric(gen_ai_metrics.GEN_AI_CLIENT_OPERATION_DURATION, "histogram", "s",
-    "Duration of inferences, as their root spans have it", *_COMMON, ERROR_TYPE, buckets=_DURATION)
+    "Duration of inferences, equal to that of their root spans", *_COMMON, ERROR_TYPE, buckets=_DURATION)
 TOKEN_USAGE = _metric(gen_ai_metrics.GEN_AI_CLIENT_TOKEN_USAGE, "histogram", "{token}",
     "Tokens read and generated by one inference", *_COMMON, TOKEN_TYPE, buckets=_TOKENS)
 SERVER_TIME_TO_FIRST_TOKEN = _metric(gen_ai_metrics.GEN_AI_SERVER_TIME_TO_FIRST_TOKEN, "histogram", "s",
@@ -461,7 +461,7 @@ SERVER_TIME_TO_FIRST_TOKEN = _metric(gen_ai_metrics.GEN_AI_SERVER_TIME_TO_FIRST_
 SERVER_TIME_PER_OUTPUT_TOKEN = _metric(gen_ai_metrics.GEN_AI_SERVER_TIME_PER_OUTPUT_TOKEN, "histogram", "s",
     "Mean time per token after the first, one point for each successful generation", *_COMMON, buckets=_PER_TOKEN)
 INFERENCE_DURATION = _metric("gen_ai.client.inference.duration", "histogram", "s",
-    "Duration of inferences, as their root spans have it", *_COMMON, ERROR_TYPE, buckets=_DURATION, opt_in=LATEST,
+    "Duration of inferences, equal to that of their root spans", *_COMMON, ERROR_TYPE, buckets=_DURATION, opt_in=LATEST,
     replaces=OPERATION_DURATION)
 INFERENCE_FIRST_CHUNK = _metric("gen_ai.client.inference.time_to_first_chunk", "histogram", "s",
     "Time to the first token of streamed generations", *_COMMON, buckets=_DURATION, opt_in=LATEST)
@@ -498,7 +498,7 @@ MEMORY_PEAKS = _metric("inferspan.memory.peak", "histogram", "By",
     "Highest value of the device's allocator in one inference; an upper bound where it was not raised", REQUEST_MODEL,
     DEVICE, buckets=_BYTES)
 MEMORY_AFTERWARDS = _metric("inferspan.memory.after", "gauge", "By",
-    "What the device's allocator had handed out after the last inference", REQUEST_MODEL, DEVICE)
+    "Bytes allocated on the device after the last inference", REQUEST_MODEL, DEVICE)
 MEMORY_GROWTH = _metric("inferspan.memory.growth", "gauge", "By",
     "Bytes that each inference leaves behind, on the device or, for `cpu`, in the process; 0 where there is no trend "
     "(docs/leaks.md)", REQUEST_MODEL, DEVICE)
@@ -517,7 +517,7 @@ ENERGY_PER_TOKEN = _metric("inferspan.energy.per_output_token", "histogram", "J"
 COMPILE_DURATION = _metric("inferspan.compile.duration", "histogram", "s",
     "Time that torch.compile took in one inference that compiled", OPERATION_NAME, REQUEST_MODEL, buckets=_LOAD)
 RECOMPILES = _metric("inferspan.compile.recompiles", "counter", "{recompile}",
-    "Graphs that torch compiled anew, since a guard of the first failed", OPERATION_NAME, REQUEST_MODEL)
+    "Graphs that torch recompiled because a guard failed", OPERATION_NAME, REQUEST_MODEL)
 LAYER_CALLS = _metric("inferspan.layer.calls", "counter", "{call}",
     "Calls of one layer, in the inferences whose layers were recorded", REQUEST_MODEL, LAYER_NAME)
 LAYER_TIME = _metric("inferspan.layer.time", "counter", "s", "Host time of its parts, which add up to the layer",
@@ -525,14 +525,14 @@ LAYER_TIME = _metric("inferspan.layer.time", "counter", "s", "Host time of its p
 LAYER_GPU_TIME = _metric("inferspan.layer.gpu.time", "counter", "s",
     "The same on the accelerator; only of layers whose calls were all timed", REQUEST_MODEL, LAYER_NAME, LAYER_PART)
 DROPPED = _metric("inferspan.overhead.dropped", "counter", "{record}",
-    "Children and records that were left out, by reason", DROP_REASON)
+    "Children and records that were dropped, by reason", DROP_REASON)
 OVERHEAD_HOOKS = _metric("inferspan.overhead.hooks.time", "observable_counter", "s",
-    "Time that calling threads spent in opening inferences, looking at what models were called with, and closing; "
-    "what a call costs that only passes through, or a step of decoding, is not in it")
-OVERHEAD_FINALIZER = _metric("inferspan.overhead.finalizer.time", "observable_counter", "s",
-    "CPU time in making spans and points of records, span processors that export at once included")
+    "Time that calling threads spent in opening and closing inferences and in reading the arguments of models; calls "
+    "that only pass through, and steps of decoding, are not included")
+OVERHEAD_WORKER = _metric("inferspan.overhead.worker.time", "observable_counter", "s",
+    "CPU time in making spans and points of records, on any thread; span processors that export at once included")
 OVERHEAD_QUEUE = _metric("inferspan.overhead.queue.max", "observable_gauge", "{record}",
-    "Most records that have waited at once, of at most `INFERSPAN_QUEUE_MAX`")
+    "Most records that were in the queue at once; beyond `INFERSPAN_QUEUE_MAX` children are dropped")
 
 # -- devices, process and host: read when a reader collects (docs/devices.md) -----------------------------------------
 
@@ -543,20 +543,21 @@ SOURCES = {
     "xid": "Only with `xid` in `INFERSPAN_DEVICES_DETAIL`",
     "process": "",
     "host": "",
-    "bench": "Told by `inferspan bench --otlp` alone",
+    "bench": "Only from `inferspan bench --otlp`",
 }
 """What a metric is read from, and when it is there."""
 _DEVICE = (HW_ID, HW_NAME, HW_PARENT)
 
-DEVICE_INFO = _metric("inferspan.device.info", "observable_gauge", "1", "Always 1: what does not change, to join with",
-    *_DEVICE, HW_VENDOR, HW_DRIVER_VERSION, PCI_ADDRESS, source="device")
+DEVICE_INFO = _metric("inferspan.device.info", "observable_gauge", "1",
+    "Always 1: attributes that do not change, to join with", *_DEVICE, HW_VENDOR, HW_DRIVER_VERSION, PCI_ADDRESS,
+    source="device")
 DEVICE_INDEX = _metric("inferspan.device.index", "observable_gauge", "1",
     "Index that torch gives the device in this process (`cuda:0` is 0). Absent before torch uses CUDA", *_DEVICE,
     source="device")
 DEVICE_STATUS = _metric(hw_metrics.HW_STATUS, "observable_updowncounter", "1",
     "1 for the state that the board is in, 0 for the others", *_DEVICE, HW_TYPE, HW_STATE, source="device")
 GPU_UTILIZATION = _metric(hw_metrics.HW_GPU_UTILIZATION, "observable_gauge", "1",
-    "Share of the driver's sampling period (1/6 to 1 s) in which at least one kernel ran: 1 says busy, not full. "
+    "Share of the driver's sampling period (1/6 to 1 s) in which at least one kernel ran: 1 means busy, not full. "
     "Encoder and decoder only with `slow` in `INFERSPAN_DEVICES_DETAIL`", *_DEVICE, GPU_TASK, source="device")
 MEMORY_BUSY = _metric("inferspan.device.memory.busy", "observable_gauge", "1",
     "Share of the same period in which device memory was read or written", *_DEVICE, source="device")
@@ -579,9 +580,9 @@ TEMPERATURE_NOW = _metric(hw_metrics.HW_TEMPERATURE, "observable_gauge", "Cel", 
 CLOCK_FREQUENCY = _metric("inferspan.device.clock.frequency", "observable_gauge", "Hz", "Clock", *_DEVICE, CLOCK,
     source="device")
 CLOCK_HELD = _metric("inferspan.device.clock.held", "observable_gauge", "1",
-    "1 for each reason that holds the clocks down now, 0 for the others", *_DEVICE, CLOCK_REASON, source="device")
+    "1 for each throttle reason that is active now, 0 for the others", *_DEVICE, CLOCK_REASON, source="device")
 CLOCK_HELD_TIME = _metric("inferspan.device.clock.held_time", "observable_counter", "s",
-    "Time that the clocks were held down, by reason", *_DEVICE, CLOCK_REASON, source="device")
+    "Time that the clocks were throttled, by reason", *_DEVICE, CLOCK_REASON, source="device")
 PCIE_GENERATION = _metric("inferspan.device.pcie.generation", "observable_gauge", "1",
     "Generation of the PCIe link now; an idle link steps down", *_DEVICE, source="device")
 PCIE_WIDTH = _metric("inferspan.device.pcie.width", "observable_gauge", "{lane}",
@@ -599,8 +600,8 @@ ROWS = _metric("inferspan.device.rows", "observable_gauge", "{row}",
     "Rows of memory remapped by the driver; for `pending` and `failed` 1 if there are any", *_DEVICE, REMAP,
     source="device")
 XIDS = _metric("inferspan.device.xids", "observable_counter", "{error}",
-    "XID errors that the driver has reported while we watch", *_DEVICE, XID_CODE, source="xid")
-FAN = _metric(hw_metrics.HW_FAN_SPEED_RATIO, "observable_gauge", "1", "Speed that the fan is told to run at", *_DEVICE,
+    "XID errors that the driver has reported since the first reading", *_DEVICE, XID_CODE, source="xid")
+FAN = _metric(hw_metrics.HW_FAN_SPEED_RATIO, "observable_gauge", "1", "Speed that the fan is set to", *_DEVICE,
     source="slow")
 TEMPERATURE_LIMIT = _metric(hw_metrics.HW_TEMPERATURE_LIMIT, "observable_gauge", "Cel",
     "Temperature at which the GPU slows down or shuts down", *_DEVICE, HW_LIMIT_TYPE, source="slow")
@@ -637,7 +638,7 @@ OVERHEAD_CALLS = _metric("inferspan.overhead.devices.calls", "observable_counter
 OVERHEAD_TIME = _metric("inferspan.overhead.devices.time", "observable_counter", "s",
     "Time in which the reader thread was reading, waiting for the driver included", source="device")
 
-# -- told by a benchmark (docs/bench.md) --------------------------------------------------------------------------
+# -- from a benchmark (docs/bench.md) --------------------------------------------------------------------------
 
 BASELINE = _metric("inferspan.baseline", "gauge", "s", "Time of one phase / work done in it, in a benchmark",
     OPERATION_NAME, REQUEST_MODEL, PHASE_NAME, PER, source="bench")
@@ -662,14 +663,14 @@ RECOMPILE_EVENT = "inferspan.recompile"
 EVENTS[RECOMPILE_EVENT] = Event(
     RECOMPILE_EVENT,
     "span event",
-    "torch compiled a graph anew during this inference; at most 8 of them",
+    "torch recompiled a graph during this inference; at most 8 events",
     (COMPILE_FUNCTION, COMPILE_LOCATION, COMPILE_REASON, COMPILE_TIME, ERROR_TYPE),
 )
 LEAK_EVENT = "inferspan.memory.leak"
 EVENTS[LEAK_EVENT] = Event(
     LEAK_EVENT,
     "span event",
-    "Memory has grown with each inference of this model for a whole window (docs/leaks.md)",
+    "Memory has grown with each inference of this model over a complete window (docs/leaks.md)",
     (DEVICE, GROWTH, GROWN, WINDOW),
 )
 DETAILS_EVENT = "gen_ai.client.inference.operation.details"

@@ -14,7 +14,8 @@ import pytest
 
 import inferspan
 from inferspan import semconv
-from inferspan.measure import accelerator, peaks
+from inferspan.probes import accelerator
+from inferspan.probes.flops import peaks
 from support.recorder import Recorder
 
 Note = Callable[[str, str], None]
@@ -319,7 +320,7 @@ def test_utilization_of_a_known_product(cuda: Any, note: Note) -> None:
     assert device is not None
     left, right = (cuda.randn(8192, 8192, device="cuda:0", dtype=cuda.bfloat16) for _ in range(2))
     warm_up(cuda, lambda: left @ right, 10)
-    watch = device.stopwatch(10)
+    watch = device.timer(10)
     assert watch is not None
     for _ in range(20):
         left @ right

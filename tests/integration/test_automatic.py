@@ -171,8 +171,8 @@ def test_program_without_models_imports_nothing_and_starts_no_thread_of_ours(exp
 
 
 SETTINGS = textwrap.dedent("""
-from inferspan.inference import scope
-settings = scope.settings()
+from inferspan.core import current
+settings = current.settings()
 print(settings.children_max, settings.metrics, sorted(settings.hooks))
 """)
 
@@ -216,6 +216,7 @@ def test_help_lists_each_option_once() -> None:
         "inferspan_devices_detail",
         "inferspan_devices_interval",
         "inferspan_devices_lock",
+        "inferspan_fast_path",
         "inferspan_flush_timeout",
         "inferspan_gpu_timers_max",
         "inferspan_hooks",

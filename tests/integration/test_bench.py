@@ -18,9 +18,10 @@ from inferspan import semconv
 from inferspan.bench import runner, targets
 from inferspan.bench.progress import Silent
 from inferspan.bench.recorder import Recorder
-from inferspan.bench.results import Result, Workload, load
+from inferspan.bench.result_file import load
+from inferspan.bench.results import Result, Workload
 from inferspan.cli import main
-from inferspan.instrumentors import InferspanInstrumentor
+from inferspan.instrumentor import InferspanInstrumentor
 from support import tiny
 
 QUICK = ["--requests", "6", "--duration", "60", "--warmup", "0.001", "--idle", "0"]

@@ -14,13 +14,15 @@ import torch
 import torch._dynamo
 import torch._dynamo.utils
 import transformers
+from opentelemetry.context import Context
 
-from inferspan.hooks import compilation
-from inferspan.hooks.patches import Patches
-from inferspan.inference import scope
-from inferspan.inference.record import Inference
-from inferspan.measure.compilation import Compile
-from support import tiny
+from inferspan.core import current
+from inferspan.core.plan import Probes
+from inferspan.core.record import Inference
+from inferspan.integrations.patching import Patches
+from inferspan.integrations.torch import compilation
+from inferspan.probes.compiles import Compile, Compiles, CompilesProbe
+from support import records, tiny
 
 VERSION = tuple(int(part) for part in torch.__version__.split(".")[:2])
 BACKENDS = ["eager", "aot_eager"]
@@ -37,29 +39,36 @@ def nothing_compiled() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def hooked(nothing_compiled: None) -> Iterator[Patches]:
     patches = Patches()
-    for name, install in compilation.MODULES.items():
-        install(sys.modules[name], patches)
+    compilation.install(torch._dynamo.utils, patches)
     yield patches
     patches.undo()
 
 
 def inference() -> Inference:
-    return Inference("test", "forward", None, 8)
+    probes = Probes((records.row(CompilesProbe()),))
+    return records.inference("forward", of=records.plan("forward", probes=probes, children_max=8))
+
+
+def compiles_of(record: Inference) -> Compiles | None:
+    found: Compiles | None = record.mark_of("compiles")
+    return found
 
 
 def kept(record: Inference) -> tuple[Compile, ...]:
-    return () if record.compiles is None else tuple(record.compiles.kept)
+    compiles = compiles_of(record)
+    return () if compiles is None else tuple(compiles.kept)
 
 
 def compiled_in(call: Callable[[], Any], record: Inference | None = None) -> tuple[Compile, ...]:
     """What was compiled in an inference that does ``call``, without gradients."""
     record = record or inference()
-    token = scope.ACTIVE.set(record)
+    record.context = Context()
+    active = current.enter(record)
     try:
         with torch.no_grad():
             call()
     finally:
-        scope.ACTIVE.reset(token)
+        current.leave(active)
     return kept(record)
 
 
@@ -190,17 +199,13 @@ def test_backend_that_fails_is_told_and_the_error_is_the_programs() -> None:
     assert "SECRET" not in repr(compiled)
 
 
-def test_inductor_tells_whether_its_cache_had_the_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_code_from_the_cache_of_inductor_is_no_recompilation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     model = torch.compile(torch.nn.Linear(4, 4).eval(), backend="inductor")  # a library's kernel: needs no C++ compiler
     first = the(compiled_in(lambda: model(torch.ones(2, 4))))
     torch.compiler.reset()
     second = the(compiled_in(lambda: model(torch.ones(2, 4))))
     assert first.reason is second.reason is None
-    if VERSION >= (2, 15):
-        assert (first.cache_hit, second.cache_hit) == (False, True)
-    else:
-        assert first.cache_hit in (None, False)
 
 
 def test_generate_with_a_static_cache_compiles_once() -> None:
@@ -253,10 +258,8 @@ def test_compilation_outside_of_any_inference_belongs_to_none() -> None:
     idle = inference()
     model = torch.compile(double, backend="eager")
     model(torch.ones(2))
-    token = scope.ACTIVE.set(scope.MUTED)
-    model(torch.ones(2, dtype=torch.float64))
-    scope.ACTIVE.reset(token)
-    assert idle.compiles is None
+    current.run_suppressed(model, (torch.ones(2, dtype=torch.float64),), {})
+    assert compiles_of(idle) is None
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2
 
 
@@ -269,15 +272,16 @@ def test_compilation_after_a_reset_is_told(reset: Callable[[], None]) -> None:
 
 
 def test_what_one_inference_keeps_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("inferspan.measure.compilation._KEPT_MAX", 2)
+    monkeypatch.setattr("inferspan.probes.compiles._KEPT_MAX", 2)
     model = torch.compile(double, backend="eager", dynamic=False)
     record = inference()
     for size in range(2, 6):
         compiled_in(lambda: model(torch.ones(size)), record)  # noqa: B023 - called at once
-    assert record.compiles is not None
-    assert [each.reason is None for each in record.compiles.kept] == [True, False]
-    assert record.compiles.count == 4
-    assert record.compiles.seconds > sum(each.seconds for each in record.compiles.kept)
+    compiles = compiles_of(record)
+    assert compiles is not None
+    assert [each.reason is None for each in compiles.kept] == [True, False]
+    assert compiles.count == 4
+    assert compiles.seconds > sum(each.seconds for each in compiles.kept)
 
 
 # -- nothing else changes --------------------------------------------------------------------------------------------
@@ -312,8 +316,7 @@ def test_original_is_called_and_put_back(hooked: Patches, monkeypatch: pytest.Mo
     monkeypatch.setattr(module, "log_compilation_event", told.append)
     own = module.log_compilation_event
     patches = Patches()
-    for name, install in compilation.MODULES.items():
-        install(sys.modules[name], patches)
+    compilation.install(torch._dynamo.utils, patches)
     assert len(compiled_in(lambda: torch.compile(double, backend="eager")(torch.ones(2)))) == 1
     assert [metrics.co_name for metrics in told] == ["double"]
     patches.undo()
@@ -321,5 +324,8 @@ def test_original_is_called_and_put_back(hooked: Patches, monkeypatch: pytest.Mo
 
 
 def test_compiler_is_not_imported_for_it() -> None:
-    script = "import sys, inferspan.hooks.compilation; assert not any(name.startswith('torch') for name in sys.modules)"
+    script = (
+        "import sys, inferspan.integrations.torch.compilation; "
+        "assert not any(name.startswith('torch') for name in sys.modules)"
+    )
     subprocess.run([sys.executable, "-c", script], check=True, timeout=120)

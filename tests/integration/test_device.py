@@ -15,9 +15,9 @@ from transformers import pipeline
 
 import inferspan
 from inferspan import faults, semconv
-from inferspan.hooks.patches import is_ours
-from inferspan.measure import accelerator
-from inferspan.telemetry import finalizer
+from inferspan.emit import worker
+from inferspan.integrations.patching import is_ours
+from inferspan.probes import accelerator
 from support import tiny
 from support.fakedevice import FakeGpu, install, obeyed
 from support.fakenvml import until
@@ -130,7 +130,7 @@ def test_a_long_stream_counts_all_its_forwards(gpu: FakeGpu, bare_recorder: Reco
     assert root[semconv.CHILDREN_DROPPED] > 30
     device = accelerator.of("cuda:0")
     assert device is not None
-    assert len(device._watches) <= 1, "stopwatches are held"
+    assert len(device._pending) <= 1, "stopwatches are held"
 
 
 def test_no_gpu_time_without_asking_for_it(gpu: FakeGpu, bare_recorder: Recorder) -> None:
@@ -161,7 +161,7 @@ def test_a_forward_inside_a_capture_is_not_touched(gpu: FakeGpu, on_gpu: Recorde
 def test_a_device_that_never_answers_costs_its_time_only(
     gpu: FakeGpu, on_gpu: Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(finalizer, "_PATIENCE_NS", 50_000_000)
+    monkeypatch.setattr(worker, "_DEVICE_TIMEOUT_NS", 50_000_000)
     working(tiny.classifier(), gpu, finishes=False)(IDS)
     found = measured(on_gpu, "forward")
     assert found["gpu.pending"] is True
@@ -174,13 +174,13 @@ def test_flushing_from_many_threads_while_the_device_works(
 ) -> None:
     model = working(tiny.classifier(), gpu, finishes=False)
     model(IDS)
-    drain, draining = finalizer.Finalizer.drain, []
+    drain, draining = worker.Worker.drain, []
 
-    def noted(self: finalizer.Finalizer, timeout_s: float) -> bool:
+    def noted(self: worker.Worker, timeout_s: float) -> bool:
         draining.append(timeout_s)
         return drain(self, timeout_s)
 
-    monkeypatch.setattr(finalizer.Finalizer, "drain", noted)
+    monkeypatch.setattr(worker.Worker, "drain", noted)
     threads = [threading.Thread(target=inferspan.force_flush) for _ in range(3)]
     for thread in threads:
         thread.start()
@@ -338,10 +338,10 @@ def test_a_lost_device_hurts_nobody(gpu: FakeGpu, on_gpu: Recorder) -> None:
 # -- a real GPU is never waited for ------------------------------------------------------------------------------
 
 
-def test_the_finalizer_goes_on_with_what_follows_when_the_first_is_given_up(
+def test_the_worker_goes_on_with_what_follows_when_the_first_is_given_up(
     gpu: FakeGpu, on_gpu: Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(finalizer, "_PATIENCE_NS", 200_000_000)
+    monkeypatch.setattr(worker, "_DEVICE_TIMEOUT_NS", 200_000_000)
     stuck = working(tiny.classifier(), gpu, finishes=False)
     stuck(IDS)
     free = tiny.classifier()

@@ -17,7 +17,8 @@ import transformers
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from inferspan.measure import flops
+from inferspan.probes.flops import shapes, walk
+from inferspan.probes.flops.inventory import CallShapes
 from support import tiny
 
 EAGER = {"attn_implementation": "eager"}
@@ -184,7 +185,7 @@ def _counted(function: Callable[[], Any]) -> tuple[int, Any]:
 
 
 def _check_forward(model: Any, **inputs: Any) -> Any:
-    inventory, work = flops.take_inventory(model), flops.read_work((), inputs)
+    inventory, work = walk.take_inventory(model), shapes.read_shapes((), inputs)
     assert inventory is not None
     assert work is not None
     found = inventory.forward(work)
@@ -268,7 +269,7 @@ def test_generation_counts_prefill_and_decode(
         lengths = {"max_new_tokens": steps, "min_new_tokens": steps, "pad_token_id": 0}
         return _counted(lambda: general(model, **inputs, **lengths))[0]
 
-    inventory, work = flops.take_inventory(model), flops.read_work((), inputs)
+    inventory, work = walk.take_inventory(model), shapes.read_shapes((), inputs)
     assert inventory is not None
     assert work is not None
     found = inventory.generation(work, STEPS, 2 * copies)
@@ -282,10 +283,10 @@ def test_generation_counts_prefill_and_decode(
 
 
 def test_generation_with_a_static_cache_or_chunks_is_counted_but_not_exact(size: tuple[int, ...]) -> None:
-    inventory = flops.take_inventory(_llama(size))
+    inventory = walk.take_inventory(_llama(size))
     assert inventory is not None
     for setting in ({"cache_implementation": "static"}, {"prefill_chunk_size": 8}):
-        work = flops.read_work((), {**_prompt(size), **setting})
+        work = shapes.read_shapes((), {**_prompt(size), **setting})
         assert work is not None
         found = inventory.generation(work, STEPS, 2)
         assert found is not None
@@ -300,7 +301,7 @@ def test_a_static_cache_is_not_asked_for_its_length() -> None:
 
     inputs = {"input_ids": torch.ones(1, 1, dtype=torch.long), "past_key_values": cache}
     with NoOperators():
-        work = flops.read_work((), inputs)
+        work = shapes.read_shapes((), inputs)
     assert work is not None
     assert work.past is None
 
@@ -316,7 +317,7 @@ def test_taking_and_reading_run_no_operator_and_keep_no_model() -> None:
     model = _mixtral(SMALL)
     inputs = _prompt(SMALL)
     with NoOperators():
-        inventory, work = flops.take_inventory(model), flops.read_work((inputs["input_ids"],), inputs)
+        inventory, work = walk.take_inventory(model), shapes.read_shapes((inputs["input_ids"],), inputs)
 
     here = [weakref.ref(model), weakref.ref(inputs["input_ids"]), weakref.ref(next(model.parameters()))]
     del model, inputs
@@ -329,7 +330,7 @@ def test_taking_and_reading_run_no_operator_and_keep_no_model() -> None:
 
 def test_a_compiled_model_counts_as_the_one_inside() -> None:
     model = _llama(SMALL)
-    assert flops.take_inventory(torch.compile(model, backend="eager")) == flops.take_inventory(model)
+    assert walk.take_inventory(torch.compile(model, backend="eager")) == walk.take_inventory(model)
 
 
 def test_llama_3_8b_agrees_with_the_formula_by_hand() -> None:
@@ -344,16 +345,15 @@ def test_llama_3_8b_agrees_with_the_formula_by_hand() -> None:
     )
     with torch.device("meta"):
         model = transformers.LlamaForCausalLM(config).to(torch.bfloat16)
-    inventory = flops.take_inventory(model)
+    inventory = walk.take_inventory(model)
     assert inventory is not None
 
     layer = 2 * 4096 * 4096 + 2 * 4096 * 1024 + 3 * 4096 * 14336
     head = 4096 * 128256
-    prefill, decode = inventory.generation(flops.Work(rows=1, length=1000), 11, 1) or (None, None)
+    prefill, decode = inventory.generation(CallShapes(rows=1, length=1000), 11, 1) or (None, None)
     assert prefill == (2 * (1000 * 32 * layer + head + 2 * 32 * 4096 * 1000 * 1000), True)
     keys = sum(range(1001, 1011))
     assert decode == (2 * (10 * (32 * layer + head) + 2 * 32 * 4096 * keys), True)
     norms = 65 * 4096
     assert inventory.weight_bytes == pytest.approx(2 * (32 * layer + head + norms + 4096), rel=1e-6)
-    assert inventory.kv_bytes_per_token == 2 * 2 * 32 * 8 * 128
     assert inventory.kv_bytes(3, 1000) == 3 * 1000 * 2 * 2 * 32 * 8 * 128

@@ -16,7 +16,7 @@ import transformers
 
 import inferspan
 from inferspan import semconv
-from inferspan.instrumentors import InferspanInstrumentor
+from inferspan.instrumentor import state
 from support import tiny
 from support.recorder import FIGURES, MODEL_FACTS, Recorder
 
@@ -276,7 +276,7 @@ def test_time_of_the_program_before_generate_in_its_phase_is_not_ours(
     model = tiny.causal_lm()
     model.generate(IDS, max_new_tokens=2)
     inferspan.force_flush()
-    reporter: Any = InferspanInstrumentor._reporter
+    reporter: Any = state.pipeline
     before = reporter.observed()[semconv.OVERHEAD_HOOKS]
     with inferspan.inference("answer", model=model) as answer, answer.phase("think"):
         passed_ns += 3600 * 10**9  # an hour

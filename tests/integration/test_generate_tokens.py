@@ -315,16 +315,16 @@ def test_pipeline_batch_on_a_gpu_is_counted_when_its_ids_come_to_the_host(
 ) -> None:
     """While ``generate`` returns, its ids are made to look as if they were on a GPU."""
     from inferspan import semconv
-    from inferspan.inference import scope
-    from inferspan.measure import tokens
+    from inferspan.core import current
+    from inferspan.integrations import tensors
 
     tokenizer, model = tiny.text_tokenizer(), tiny.causal_lm()
-    on_host = tokens._host_array
+    on_host = tensors._host_array
     on_gpu = []
 
     def host_array(tensor: Any) -> Any:
-        active = scope.ACTIVE.get()
-        if getattr(active, "generation", None) is not None and active.is_phase:
+        active = current.here()
+        if active is not None and active.phase is not None and active.phase.generation is not None:
             on_gpu.append(tensor.shape)
             return None
         return on_host(tensor)
@@ -334,7 +334,7 @@ def test_pipeline_batch_on_a_gpu_is_counted_when_its_ids_come_to_the_host(
     end = int(first[0, -4])  # the first row ends with its second token
     pipe = transformers.pipeline("text-generation", model=model, tokenizer=tokenizer)
     recorder.clear()
-    monkeypatch.setattr(tokens, "_host_array", host_array)
+    monkeypatch.setattr(tensors, "_host_array", host_array)
     outputs = pipe(texts, batch_size=2, max_new_tokens=5, do_sample=False, eos_token_id=end, return_tensors=True)
     rows = [output[0]["generated_token_ids"] for output in outputs]
     assert on_gpu

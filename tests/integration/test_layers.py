@@ -13,8 +13,8 @@ from transformers import pipeline
 
 import inferspan
 from inferspan import InferspanWarning, faults, semconv
-from inferspan.hooks import layers
-from inferspan.measure import accelerator
+from inferspan.integrations.torch import layers
+from inferspan.probes import accelerator
 from support import tiny
 from support.fakedevice import FakeEvent, FakeGpu, install, obeyed
 from support.recorder import Recorder
@@ -374,7 +374,7 @@ def test_no_more_events_than_allowed(gpu: FakeGpu, bare_recorder: Recorder) -> N
     assert [told(bare_recorder, name).get("inferspan.gpu.time") for name in names] == [0.008, 0.004, None]
     device = accelerator.of("cuda:0")
     assert device is not None
-    assert len(device._watches) <= 4
+    assert len(device._pending) <= 4
 
 
 def test_layers_are_not_timed_where_time_is_not_asked_for(gpu: FakeGpu, bare_recorder: Recorder) -> None:

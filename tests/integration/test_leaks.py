@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from inferspan import semconv
-from inferspan.instrumentors import InferspanInstrumentor
+from inferspan.core import current
+from inferspan.probes.leaks import LeaksProbe
 from support.fakedevice import FakeGpu, install
 from support.recorder import Recorder
 
@@ -119,10 +120,8 @@ def test_a_load_begins_the_trend_anew(recorder: Recorder, tmp_path: Path) -> Non
     for _ in range(240):
         model(torch.tensor([[5, 6]]))
     recorder.tracer_provider.force_flush()
-    reporter = InferspanInstrumentor._reporter
-    assert reporter is not None
-    assert reporter._leaks is not None
-    assert reporter._leaks.growth(("BertForSequenceClassification", "cpu")) == 0.0
+    (leaks,) = [probe._leaks for probe in current.state.probes.loaded() if isinstance(probe, LeaksProbe)]
+    assert leaks.growth(("BertForSequenceClassification", "cpu")) == 0.0
     type(model).from_pretrained(tmp_path)
     recorder.tracer_provider.force_flush()
-    assert reporter._leaks.keys() == [], "what a model takes is no growth"
+    assert leaks.keys() == [], "what a model takes is no growth"

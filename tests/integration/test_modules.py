@@ -17,7 +17,7 @@ from torch import nn
 from transformers import pipeline
 
 import inferspan
-from inferspan.hooks.patches import is_ours
+from inferspan.integrations.patching import is_ours
 from support import tiny
 from support.recorder import Recorder
 

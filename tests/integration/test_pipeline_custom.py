@@ -14,7 +14,7 @@ import transformers
 from transformers.pipelines.base import ChunkPipeline
 
 import inferspan
-from inferspan.inference import scope
+from inferspan.core import current
 from support import tiny
 from support.recorder import Recorder
 from support.tiny import SENTENCES
@@ -544,4 +544,4 @@ def test_model_in_a_folder_by_class_hides_its_last_part_too(folder: Path, bare_r
 
 def test_call_of_own_class_leaves_no_context(recorder: Recorder) -> None:
     make(own())(THREE)
-    assert scope.ACTIVE.get() is None
+    assert current.here() is None

@@ -28,8 +28,8 @@ from transformers.pipelines.pt_utils import KeyDataset, PipelineIterator
 
 import inferspan
 from inferspan import semconv
-from inferspan.hooks.patches import is_ours
-from inferspan.inference import scope
+from inferspan.core import current
+from inferspan.integrations.patching import is_ours
 from support import tiny
 from support.recorder import FIGURES, MEASURED, MODEL_FACTS, Recorder
 from support.tiny import SENTENCES
@@ -634,7 +634,7 @@ def test_consumer_spans_during_iteration_stay_outside(items: Callable[[], Any], 
     for _ in range(3):
         next(result)
         assert get_current_span() is INVALID_SPAN
-        assert scope.ACTIVE.get() is None
+        assert current.here() is None
         with recorder.tracer.start_as_current_span("mine"):
             pass
     assert next(result, None) is None
@@ -658,7 +658,7 @@ def test_lazy_result_consumed_in_another_thread_is_one_trace(recorder: Recorder)
 
     def consume() -> None:
         seen.extend(result)
-        seen.append((get_current_span(), scope.ACTIVE.get()))
+        seen.append((get_current_span(), current.here()))
 
     with recorder.tracer.start_as_current_span("caller"):
         result = pipe(text for text in THREE)
@@ -674,7 +674,7 @@ def test_call_leaves_the_context_as_it_was(recorder: Recorder) -> None:
     with recorder.tracer.start_as_current_span("mine") as mine:
         pipe(THREE)
         assert get_current_span() is mine
-        assert scope.ACTIVE.get() is None
+        assert current.here() is None
     assert get_current_span() is INVALID_SPAN
 
 
@@ -898,7 +898,7 @@ def test_error_half_way_reaches_the_caller_and_ends_the_trace(phase: str, how: s
     assert caught.value is error
     assert error.__cause__ is None
     assert error.__context__ is None
-    assert scope.ACTIVE.get() is None
+    assert current.here() is None
     assert get_current_span() is INVALID_SPAN
     gc.collect()
     assert recorder.trees() == [(CLASSIFIER, *FAILING[phase])]
@@ -1348,7 +1348,7 @@ def test_inference_that_is_cut_off_while_the_program_gives_the_next_item_has_the
 
     def stream() -> Iterator[str]:
         yield SENTENCES[0]
-        scope.abandon_open()
+        current.abandon_open()
 
     for _ in pipe(stream(), **LABELS):
         pass

@@ -42,7 +42,7 @@ def test_lazy_result_belongs_to_the_block_while_that_lasts_and_is_an_inference_a
 
 
 @pytest.mark.promise("`generate()` in a phase of the program's own", "with its prefill, decode and tokens")
-def test_generate_in_a_phase_of_the_programs_own_is_told_in_it(recorder: Recorder) -> None:
+def test_generate_in_a_phase_of_the_programs_own_is_recorded_in_it(recorder: Recorder) -> None:
     with inferspan.inference("answer") as block, block.phase("write"):
         tiny.causal_lm().generate(IDS, max_new_tokens=4, min_new_tokens=4, do_sample=False)
 

@@ -40,7 +40,7 @@ def dropped(ran: Ran) -> dict[str, float]:
 # -- exporters ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.fault("an exporter that raises", "the SDK logs it and drops the batch; the metrics are whole")
+@pytest.mark.fault("an exporter that raises", "the SDK logs it and drops the batch; the metrics are complete")
 @pytest.mark.parametrize("processor", ["SimpleSpanProcessor", "BatchSpanProcessor"])
 def test_exporter_that_raises_is_the_sdks_to_log(tmp_path: Path, processor: str) -> None:
     code = f"""
@@ -258,7 +258,9 @@ note(ended=1)
     assert dropped(ran) == {"children_max": 7}
 
 
-@pytest.mark.lost("spans beyond the queue of the SDK's `BatchSpanProcessor` (newer ones warn); the metrics are whole")
+@pytest.mark.lost(
+    "spans beyond the queue of the SDK's `BatchSpanProcessor` (newer ones warn); the metrics are complete"
+)
 def test_queue_of_the_sdk_that_is_full_drops_without_our_knowledge(tmp_path: Path) -> None:
     code = """
 class Stalls(Spans):
@@ -290,7 +292,8 @@ Stalls.go_on.set()
 
 
 @pytest.mark.fault(
-    "a provider that is replaced", "each inference goes whole to the one in force when it is told; exported once"
+    "a provider that is replaced",
+    "each inference goes as a whole to the one in force when it is emitted; exported once",
 )
 def test_provider_that_is_replaced_between_and_within_inferences(tmp_path: Path) -> None:
     code = """
@@ -329,7 +332,7 @@ is_on() and trace.get_tracer_provider().shutdown()
     assert "inferspan" not in ran.stderr
 
 
-@pytest.mark.fault("a provider that is set late", "what is told from then on is exported")
+@pytest.mark.fault("a provider that is set late", "what is emitted from then on is exported")
 def test_provider_that_is_set_late_gets_what_comes(tmp_path: Path) -> None:
     code = """
 is_on() and inferspan.instrument()
@@ -414,7 +417,7 @@ connect(batched(Spans()), Raises())
         assert counted(ran) == 30
 
 
-@pytest.mark.fault("a view that raises", "its metric is missing, the spans are whole; counted, one warning")
+@pytest.mark.fault("a view that raises", "its metric is missing, the spans are complete; counted, one warning")
 def test_view_that_raises_leaves_the_spans(tmp_path: Path) -> None:
     code = """
 from opentelemetry.sdk.metrics.view import View
@@ -432,7 +435,7 @@ if is_on():
 
 
 @pytest.mark.fault(
-    "a log processor that raises (where content goes into events)", "the spans are whole; counted, one warning"
+    "a log processor that raises (where content goes into events)", "the spans are complete; counted, one warning"
 )
 def test_log_processor_that_raises_leaves_the_spans(tmp_path: Path) -> None:
     code = """
@@ -450,13 +453,13 @@ if is_on():
     provider.add_log_record_processor(Raises())
     _logs.set_logger_provider(provider)
 connect(capture_content="EVENT_ONLY")
-from inferspan.inference import content, scope
+from inferspan.core import current, messages
 def tell(n):
-    inference = scope.open_inference("answer", None)
+    inference = current.open_inference(current.make_plan("answer"))
     if inference is not None:
         inference.set("number", n)
-        inference.content = content.Content([("user", "Hello")], [("assistant", "Hi")])
-        scope.run(inference, int, (), {})
+        inference.content = messages.Content([("user", "Hello")], [("assistant", "Hi")])
+        current.run(inference, int, (), {})
     note(ended=n)
 print([tell(n) for n in range(30)])
 """

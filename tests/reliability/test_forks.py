@@ -1,4 +1,4 @@
-"""Forks in the middle of inferences, from random threads, while the finalizer works; ``FORKS=1000`` does as many."""
+"""Forks in the middle of inferences, from random threads, while the worker works; ``FORKS=1000`` does as many."""
 
 from __future__ import annotations
 

@@ -242,7 +242,9 @@ def run(body: Body, *, through_tracer: bool, **options: Any) -> tuple[Recorder, 
     print_blob=True,
 )
 @given(body=whole, children_max=st.sampled_from([64, 64, 3, 0]), through_tracer=st.booleans())
-def test_whatever_a_program_does_is_told_once_and_whole(body: Body, children_max: int, through_tracer: bool) -> None:
+def test_whatever_a_program_does_is_exported_once_and_complete(
+    body: Body, children_max: int, through_tracer: bool
+) -> None:
     recorder, program, model = run(body, through_tracer=through_tracer, children_max=children_max)
 
     found = sorted(text_of(trace) for trace in traces_of(recorder))

@@ -11,7 +11,7 @@ import torch
 import transformers
 
 import inferspan
-from inferspan.inference import scope
+from inferspan.core import current
 from support import tiny
 from support.recorder import Recorder
 
@@ -157,7 +157,7 @@ def test_interruption_comes_out_as_it_is_and_the_inference_is_exported_once(
         run(fail)
     if type(error) is not GeneratorExit or run is not in_lazy_pipeline:
         assert raised.value is error
-    assert (scope.ACTIVE.get(), scope.open_count()) == (None, 0)
+    assert (current.here(), len(current.state.open)) == (None, 0)
 
     assert recorder.trees() == [tree]
     root = recorder.spans()[0]

@@ -73,7 +73,7 @@ if __name__ == "__main__":
 
 @pytest.mark.promise("`multiprocessing` by fork, spawn and fork server: processes and pools", "exported")
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
-def test_processes_and_pools_tell_their_own(tmp_path: Path, method: str) -> None:
+def test_processes_and_pools_export_their_own(tmp_path: Path, method: str) -> None:
     ran = both(tmp_path, file(tmp_path, MULTIPROCESSING), method)
 
     assert ran.stdout == f"[0, 0, 3, 0]\n{list(range(61, 71))}\n"
@@ -84,7 +84,7 @@ def test_processes_and_pools_tell_their_own(tmp_path: Path, method: str) -> None
 
 @pytest.mark.promise("workers that instrument themselves, in a pool's initializer", "exported")
 @pytest.mark.parametrize("method", ["fork", "forkserver"])
-def test_workers_that_instrument_themselves_tell_their_own(tmp_path: Path, method: str) -> None:
+def test_workers_that_instrument_themselves_export_their_own(tmp_path: Path, method: str) -> None:
     code = """
 if __name__ == "__main__":
     with multiprocessing.get_context(sys.argv[1]).Pool(2, initializer=connect) as pool:
@@ -104,7 +104,7 @@ if __name__ == "__main__":
     "a pool that is made, or a process forked, inside an inference",
     "each inference of a worker is exported, under that one",
 )
-def test_pool_inside_an_inference_tells_each_of_its_own_under_it(tmp_path: Path) -> None:
+def test_pool_inside_an_inference_exports_each_of_its_own_under_it(tmp_path: Path) -> None:
     code = """
 if __name__ == "__main__":
     with inferspan.inference("answer") as block:
@@ -167,7 +167,7 @@ if __name__ == "__main__":
 
 @pytest.mark.promise("workers of a DataLoader that infer", "exported")
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
-def test_workers_of_a_data_loader_tell_their_own(tmp_path: Path, method: str) -> None:
+def test_workers_of_a_data_loader_export_their_own(tmp_path: Path, method: str) -> None:
     ran = program(tmp_path, file(tmp_path, LOADER), method)
 
     assert (ran.status, ran.stdout) == (0, f"{list(range(1, 9))}\n"), ran.stderr
@@ -175,7 +175,7 @@ def test_workers_of_a_data_loader_tell_their_own(tmp_path: Path, method: str) ->
 
 
 @pytest.mark.promise("Celery's prefork (billiard): tasks, recycling, warm shutdown", "exported")
-def test_workers_of_celerys_pool_tell_their_own(tmp_path: Path) -> None:
+def test_workers_of_celerys_pool_export_their_own(tmp_path: Path) -> None:
     code = """
 if __name__ == "__main__":
     import billiard.pool
@@ -196,7 +196,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.promise("SIGTERM to a worker of Celery's pool", "exported")
-def test_worker_of_celerys_pool_that_is_terminated_tells_its_own(tmp_path: Path) -> None:
+def test_worker_of_celerys_pool_that_is_terminated_exports_its_own(tmp_path: Path) -> None:
     code = """
 if __name__ == "__main__":
     import billiard.pool
@@ -272,7 +272,7 @@ print(codes)
 
 @pytest.mark.promise(
     "`os.fork` in the midst of an inference, in the main thread",
-    "the parent tells it, the child its own; neither tells the other's",
+    "the parent exports it, the child its own; neither exports the other's",
 )
 def test_fork_inside_an_inference_leaves_each_process_its_own(tmp_path: Path) -> None:
     ran = both(tmp_path, file(tmp_path, FORKS))

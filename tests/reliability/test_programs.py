@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from inferspan.inference.record import Inference
+from support import records
 from support.ledger import TREE, Ran, both, program
 
 START = """
@@ -27,7 +27,10 @@ posix = pytest.mark.skipif(sys.platform == "win32", reason="signals and limits o
 
 
 @posix
-@pytest.mark.fault("a signal handler that infers", "inside an inference it is part of that one, outside one of its own")
+@pytest.mark.fault(
+    "a signal handler that infers",
+    "in a phase it belongs to that phase; an `inference()` block, and what runs outside, is an inference of its own",
+)
 def test_signal_handler_that_infers_neither_hangs_nor_loses_anything(tmp_path: Path) -> None:
     code = """
 connect()
@@ -56,12 +59,15 @@ sys.exit(3)
     assert ran.spans("handler")[-1]["parent"] is None
 
 
-@pytest.mark.fault("a signal handler that infers", "inside an inference it is part of that one, outside one of its own")
+@pytest.mark.fault(
+    "a signal handler that infers",
+    "in a phase it belongs to that phase; an `inference()` block, and what runs outside, is an inference of its own",
+)
 def test_signal_handler_in_the_midst_of_the_end_of_a_phase_does_not_wait_for_itself() -> None:
-    inference = Inference("answer", "answer", None, 64)
+    inference = records.inference("answer")
 
     def interrupted() -> None:
-        with inference.lock:  # as a handler finds it
+        with inference.phases.lock:  # as a handler finds it
             inference.end(inference.begin("handle"))
 
     thread = threading.Thread(target=interrupted, daemon=True)
@@ -170,7 +176,7 @@ sys.exit(3)
 
 
 @pytest.mark.fault(
-    "a module reload: of `inferspan`, of hooked modules, of the program's own", "each inference is exported once"
+    "a module reload: of `inferspan`, of instrumented modules, of the program's own", "each inference is exported once"
 )
 def test_modules_that_are_reloaded_are_recorded_once(tmp_path: Path) -> None:
     code = """
@@ -214,8 +220,8 @@ assert set(found) == {1, None}, set(found)
 first = found.index(1)
 note(calls=395 - first)
 assert found[first:] == [1] * len(found[first:])  # no gap: where it fits, it fits from there on
-from inferspan.inference import scope
-print(scope.ACTIVE.get(), scope.open_count())
+from inferspan.core import current
+print(current.here(), len(current.state.open))
 print([infer(n) for n in range(1, 31)])
 sys.exit(3)
 """
@@ -231,7 +237,9 @@ sys.exit(3)
     assert exported[0] + dropped["fault"] >= ran.ended()[0]
 
 
-@pytest.mark.fault("a thread that cannot be started", "told at the next flush or exit, on the thread that asks for it")
+@pytest.mark.fault(
+    "a thread that cannot be started", "emitted at the next flush or exit, on the thread that asks for it"
+)
 def test_thread_that_cannot_be_started_leaves_all_to_the_exit(tmp_path: Path) -> None:
     code = """
 connect()

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from inferspan.hooks.patches import Patches
+from inferspan.integrations.patching import Patches
 from support import cheap
 from support.recorder import Recorder
 

@@ -35,7 +35,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 import inferspan
-from inferspan.instrumentors import InferspanInstrumentor
+from inferspan.instrumentor import InferspanInstrumentor
 
 WAIT_S = 120
 

@@ -1,4 +1,4 @@
-"""A GPU of the tests: a stand-in for ``torch.cuda`` under the real :mod:`inferspan.measure.accelerator`.
+"""A GPU of the tests: a stand-in for ``torch.cuda`` under the real :mod:`inferspan.probes.accelerator`.
 
 It has what the library asks torch for: events on a stream, whether that is being captured, the allocator's counters.
 Time on it passes only by :meth:`FakeGpu.work`, is done by :meth:`FakeGpu.finish`, and what the library must not do
@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
-from inferspan.measure import accelerator
-from inferspan.measure.accelerator import Captures
+from inferspan.integrations.torch.describe import TorchDescriber
+from inferspan.probes import accelerator
+from inferspan.probes.captures import Captures
 
 
 class FakeEvent:
@@ -164,6 +165,7 @@ def install(gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch, *, as_host: bool = Fa
     monkeypatch.setattr(accelerator, "captures", Captures())
     if as_host:
         monkeypatch.setattr(accelerator, "of", accelerator.of)  # to be put back
+        monkeypatch.setattr(TorchDescriber, "device_of", TorchDescriber.device_of)
         stand_in(gpu)
     else:
         monkeypatch.setitem(sys.modules, "torch", FakeTorch(gpu))  # type: ignore[arg-type]
@@ -173,3 +175,4 @@ def stand_in(gpu: FakeGpu) -> None:
     """Have real models that run on the CPU count as running on it, for good."""
     device = accelerator.Accelerator("cuda", 0, gpu)
     accelerator.of = lambda name: device if name in ("cpu", "cuda:0") else None
+    TorchDescriber.device_of = lambda self, model, of_input: "cuda:0" if of_input == "cpu" else of_input

@@ -1,4 +1,4 @@
-"""A program that forks in the middle of inferences, from random threads, while the finalizer works.
+"""A program that forks in the middle of inferences, from random threads, while the worker works.
 
     PYTHONPATH=tests python -m support.forks FORKS
 
@@ -31,7 +31,7 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, Spa
 
 import inferspan
 from inferspan import faults
-from inferspan.instrumentors import InferspanInstrumentor
+from inferspan.instrumentor import state
 from support import cheap
 
 SERIAL = "fork.serial"
@@ -130,9 +130,9 @@ class Forks:
             self.bad.append("a child hangs" if status == -1 else f"a child ended with {status}")
 
     def in_child(self, serials: list[int], rng: random.Random) -> None:
-        reporter = InferspanInstrumentor._reporter
+        reporter = state.pipeline
         assert reporter is not None
-        assert not reporter._finalizer._records, "records of the parent"
+        assert not reporter._worker._records, "records of the parent"
         for serial in serials:
             self.infer(serial, rng)
         assert inferspan.force_flush(LIMIT_S / 2), "the flush has failed"

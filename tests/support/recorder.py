@@ -66,7 +66,7 @@ class Recorder:
         inferspan.instrument(tracer_provider=self.tracer_provider, meter_provider=self.meter_provider, **settings)
 
     def close(self) -> None:
-        from inferspan.instrumentors import InferspanInstrumentor
+        from inferspan.instrumentor import InferspanInstrumentor
 
         if InferspanInstrumentor().is_instrumented_by_opentelemetry:
             inferspan.uninstrument()

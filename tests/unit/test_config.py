@@ -11,8 +11,8 @@ import pytest
 import inferspan
 from inferspan import config
 from inferspan.config import HOOKS, MEASURES, SETTINGS, Settings, load
-from inferspan.inference import scope
-from inferspan.instrumentors import InferspanInstrumentor
+from inferspan.core import current
+from inferspan.instrumentor import InferspanInstrumentor
 from support.recorder import Recorder
 
 HOOKS_ALLOWED = "comma list of pipelines, generation, continuous_batching, tokenizers, models, modules, loading"
@@ -42,6 +42,7 @@ DEFAULTS = {
     "layers_every": 1,
     "layers_max": 128,
     "flush_timeout": 30.0,
+    "fast_path": True,
     "latest_conventions": False,
     "devices": "auto",
     "devices_detail": frozenset(),
@@ -84,6 +85,7 @@ TAKEN = [
     ("INFERSPAN_FLUSH_TIMEOUT", "0", "flush_timeout", 0.0),
     ("INFERSPAN_FLUSH_TIMEOUT", "2.5", "flush_timeout", 2.5),
     ("INFERSPAN_FLUSH_TIMEOUT", "3600", "flush_timeout", 3600.0),
+    ("INFERSPAN_FAST_PATH", "False", "fast_path", False),
     (OPT_IN, "http, gen_ai_latest_experimental", "latest_conventions", True),
     (OPT_IN, "http/dup", "latest_conventions", False),
     ("INFERSPAN_DEVICES", "Always", "devices", "always"),
@@ -122,6 +124,7 @@ REFUSED = [
     ("INFERSPAN_FLUSH_TIMEOUT", "nan", "0 to 3600 seconds", "30.0"),
     ("INFERSPAN_FLUSH_TIMEOUT", "inf", "0 to 3600 seconds", "30.0"),
     ("INFERSPAN_FLUSH_TIMEOUT", "30s", "0 to 3600 seconds", "30.0"),
+    ("INFERSPAN_FAST_PATH", "off", "true, false", "True"),
     ("INFERSPAN_DEVICES", "sometimes", "auto, always, never", "'auto'"),
     ("INFERSPAN_DEVICES_DETAIL", "fast", "comma list of slow, gpm, xid", "''"),
     ("INFERSPAN_DEVICES_INTERVAL", "0.1", "0.5 to 60 seconds", "1.0"),
@@ -156,6 +159,7 @@ KEYWORDS_TAKEN = [
     ("layers_max", 6, 6),
     ("flush_timeout", 1, 1.0),
     ("flush_timeout", 0.25, 0.25),
+    ("fast_path", False, False),
     ("latest_conventions", True, True),
     ("latest_conventions", "gen_ai_latest_experimental", True),
     ("devices", "never", "never"),
@@ -197,6 +201,7 @@ KEYWORDS_REFUSED = [
     ("layers_max", 0),
     ("flush_timeout", True),
     ("flush_timeout", float("nan")),
+    ("fast_path", 0),
     ("latest_conventions", 1),
     ("devices", True),
     ("devices_detail", ["fast"]),
@@ -391,7 +396,7 @@ def test_instrument_that_raises_leaves_nothing_instrumented(
         inferspan.instrument(**keywords)
 
     assert InferspanInstrumentor().is_instrumented_by_opentelemetry is False
-    assert scope.settings() is None
+    assert current.settings() is None
     with inferspan.inference("nothing"):
         pass
     bare_recorder.instrument()
@@ -405,7 +410,7 @@ def test_instrument_reads_the_environment_at_that_moment(
 ) -> None:
     monkeypatch.setenv("INFERSPAN_CHILDREN_MAX", "5")
     bare_recorder.instrument()
-    settings = scope.settings()
+    settings = current.settings()
     assert settings is not None
     monkeypatch.setenv("INFERSPAN_CHILDREN_MAX", "6")
 
@@ -437,6 +442,7 @@ def test_environment_variable_module_lists_only_names_of_our_own() -> None:
         "OTEL_INFERSPAN_DEVICES_DETAIL",
         "OTEL_INFERSPAN_DEVICES_INTERVAL",
         "OTEL_INFERSPAN_DEVICES_LOCK",
+        "OTEL_INFERSPAN_FAST_PATH",
         "OTEL_INFERSPAN_FLUSH_TIMEOUT",
         "OTEL_INFERSPAN_GPU_TIMERS_MAX",
         "OTEL_INFERSPAN_HOOKS",

@@ -31,10 +31,11 @@ def docs() -> ModuleType:
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory, docs: ModuleType) -> Path:
-    """The script and every file that it writes, brought up to date."""
+    """The scripts and every file that they write, brought up to date."""
     folder = tmp_path_factory.mktemp("written")
     (folder / "scripts").mkdir()
-    shutil.copy(ROOT / "scripts" / "docs.py", folder / "scripts")
+    for script in ("docs.py", "architecture.py"):
+        shutil.copy(ROOT / "scripts" / script, folder / "scripts")
     for file in [*(file for file, _ in docs.PARTS.values()), *docs.WHOLE]:
         (folder / file).parent.mkdir(exist_ok=True)
         shutil.copy(ROOT / file, folder / file)
@@ -114,3 +115,16 @@ def test_docs_tables_have_every_row(docs: ModuleType) -> None:
     assert names(docs.spans()) == list(semconv.SPANS)
     assert names(docs.metrics()) == list(semconv.METRICS)
     assert names(docs.events()) == list(semconv.EVENTS)
+
+
+def test_architecture_says_of_every_name_which_file_makes_it(docs: ModuleType) -> None:
+    assert docs.architecture.unmade() == set()
+
+
+def test_architecture_has_every_file(docs: ModuleType) -> None:
+    rows = [line.split("|")[1].strip().strip("`") for line in docs.architecture.files().splitlines() if ".py`" in line]
+    package = Path(inferspan.__file__).parent
+    files = [file.relative_to(package) for file in package.rglob("*.py")]
+    folders = [folder for folder in docs.architecture.FOLDERS if folder]
+    found = [str(file).partition("/")[2] if str(file).partition("/")[0] in folders else str(file) for file in files]
+    assert sorted(rows) == sorted(name for name in found if name != "__init__.py")

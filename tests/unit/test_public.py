@@ -12,7 +12,7 @@ import pytest
 
 import inferspan
 from inferspan import config
-from inferspan.inference.block import InferenceBlock, PhaseBlock
+from inferspan.core.block import InferenceBlock, PhaseBlock
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -69,10 +69,10 @@ def test_blocks_methods() -> None:
 def test_entry_points(project: dict[str, Any]) -> None:
     assert project["scripts"] == {"inferspan": "inferspan.cli:main"}
     assert project["entry-points"] == {
-        "opentelemetry_instrumentor": {"inferspan": "inferspan.instrumentors:InferspanInstrumentor"},
+        "opentelemetry_instrumentor": {"inferspan": "inferspan.instrumentor:InferspanInstrumentor"},
         "opentelemetry_environment_variables": {"inferspan": "inferspan.environment_variables"},
-        "opentelemetry_traces_exporter": {"inferspan_console": "inferspan.cli.waterfall:WaterfallSpanExporter"},
-        "opentelemetry_id_generator": {"inferspan": "inferspan.telemetry.ids:IndependentIdGenerator"},
+        "opentelemetry_traces_exporter": {"inferspan_console": "inferspan.exporters.console:WaterfallSpanExporter"},
+        "opentelemetry_id_generator": {"inferspan": "inferspan.emit.ids:IndependentIdGenerator"},
     }
 
 
@@ -116,6 +116,7 @@ def test_settings_and_their_variables() -> None:
         "layers_every": ("INFERSPAN_LAYERS_EVERY", "OTEL_INFERSPAN_LAYERS_EVERY"),
         "layers_max": ("INFERSPAN_LAYERS_MAX", "OTEL_INFERSPAN_LAYERS_MAX"),
         "flush_timeout": ("INFERSPAN_FLUSH_TIMEOUT", "OTEL_INFERSPAN_FLUSH_TIMEOUT"),
+        "fast_path": ("INFERSPAN_FAST_PATH", "OTEL_INFERSPAN_FAST_PATH"),
         "latest_conventions": ("OTEL_SEMCONV_STABILITY_OPT_IN",),
         "devices": ("INFERSPAN_DEVICES", "OTEL_INFERSPAN_DEVICES"),
         "devices_detail": ("INFERSPAN_DEVICES_DETAIL", "OTEL_INFERSPAN_DEVICES_DETAIL"),

@@ -21,6 +21,7 @@ from opentelemetry.semconv.attributes import error_attributes, exception_attribu
 import inferspan
 from inferspan import semconv
 from inferspan.semconv import ATTRIBUTES, EVENTS, METRICS, SPANS
+from support.sources import sources
 
 SOURCE = Path(inferspan.__file__).parent
 
@@ -61,7 +62,9 @@ def constants() -> dict[str, str]:
 
 
 def quoted_names(source: Path) -> list[tuple[str, str]]:
-    """Every string of the source that is a dotted name of ours or of the conventions, but for the table itself."""
+    """Every string of the source that is a dotted name of ours or of the conventions, but for the table itself. The
+    name of a module of ours, to import it when it is needed, is none as long as nothing emitted is called so."""
+    modules = {each.module for each in sources().values()} - {*ATTRIBUTES, *METRICS, *SPANS, *EVENTS}
     pattern = re.compile(r"(inferspan|gen_ai|error|exception)(\.[a-z_]+)+")
     return [
         (str(path.relative_to(source)), node.value)
@@ -69,6 +72,7 @@ def quoted_names(source: Path) -> list[tuple[str, str]]:
         if path.name != "semconv.py"
         for node in ast.walk(ast.parse(path.read_text("utf-8")))
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and pattern.fullmatch(node.value)
+        if node.value not in modules
     ]
 
 
@@ -162,5 +166,10 @@ def test_names_are_quoted_nowhere_but_in_the_table() -> None:
 
 def test_source_is_searched_where_there_is_something_to_find(tmp_path: Path) -> None:
     (tmp_path / "new.py").write_text('span.set_attribute("inferspan.new_thing", 1)\nset("gen_ai.request.model", "x")\n')
+    (tmp_path / "other.py").write_text('load("inferspan.devices.choice")\nset("inferspan.devices.count", 1)\n')
 
-    assert quoted_names(tmp_path) == [("new.py", "inferspan.new_thing"), ("new.py", "gen_ai.request.model")]
+    assert quoted_names(tmp_path) == [
+        ("new.py", "inferspan.new_thing"),
+        ("new.py", "gen_ai.request.model"),
+        ("other.py", "inferspan.devices.count"),
+    ]

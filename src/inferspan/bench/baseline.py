@@ -18,7 +18,7 @@ from inferspan.bench.results import Configuration, Result, Samples
 if TYPE_CHECKING:
     from opentelemetry.metrics import Meter
 
-__all__ = ["Point", "as_rules", "points", "tell"]
+__all__ = ["Point", "as_rules", "points", "record"]
 
 _SERIES = "inferspan_baseline_seconds"
 
@@ -66,7 +66,7 @@ def points(result: Result, batch_size: int | None = None, input_tokens: int | No
     ]
 
 
-def tell(meter: Meter, found: Sequence[Point]) -> None:
+def record(meter: Meter, found: Sequence[Point]) -> None:
     """Record the points, each once: the rules look back 14 days for them."""
     metric = semconv.METRICS[semconv.BASELINE]
     gauge = meter.create_gauge(metric.name, metric.unit, metric.brief)
@@ -75,7 +75,7 @@ def tell(meter: Meter, found: Sequence[Point]) -> None:
 
 
 def as_rules(found: Sequence[Point], source: str) -> str:
-    """A file of recording rules for Prometheus, each of which is one point. ``source`` is told in a comment."""
+    """A file of recording rules for Prometheus, each of which is one point. ``source`` stands in a comment."""
     lines = [
         f"# Baseline of the alert InferspanComputeSlowerThanBaseline: {' '.join(source.split())}",
         "groups:",

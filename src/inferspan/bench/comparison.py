@@ -44,7 +44,7 @@ class Verdict(str, Enum):
     IMPROVEMENT = "improvement"
     UNCHANGED = "unchanged"
     UNCLEAR = "unclear"
-    """No regression is shown, none is excluded: more requests would tell."""
+    """No regression is shown, none is excluded: more requests would show."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +101,7 @@ class Comparison:
 
     @property
     def unclear(self) -> list[Row]:
-        """What more requests would tell."""
+        """What more requests would show."""
         return [row for row in self.rows if row.verdict is Verdict.UNCLEAR]
 
 
@@ -275,9 +275,9 @@ def _by_turn(samples: Samples, figure: _Figure) -> Turns:
 
 
 def _failed(row: Row, before: Failure | None, after: Failure | None) -> Row:
-    told = [f"{side}: {_kind(each)}" for side, each in (("baseline", before), ("here", after)) if each is not None]
+    kinds = [f"{side}: {_kind(each)}" for side, each in (("baseline", before), ("here", after)) if each is not None]
     verdict = Verdict.UNCHANGED if before and after else Verdict.REGRESSION if after else Verdict.IMPROVEMENT
-    return dataclasses.replace(row, figure="runs", verdict=verdict, reason="; ".join(told))
+    return dataclasses.replace(row, figure="runs", verdict=verdict, reason="; ".join(kinds))
 
 
 def _kind(failure: Failure) -> str:

@@ -40,7 +40,7 @@ class Figures:
     resident_peak_bytes: int | None = None
     device_peak_bytes: int | None = None
     device_bytes: int | None = None
-    """What the allocator had handed out after the last request."""
+    """What the allocator had allocated after the last request."""
     fragmentation: float | None = None
     energy_per_request_j: float | None = None
     energy_per_output_token_j: float | None = None

@@ -38,7 +38,7 @@ class Turn:
     began: float
     """Reading of ``perf_counter`` from which offsets count."""
     advanced: Callable[[float], None]
-    """Told which share of the turn is done."""
+    """Hears which share of the turn is done."""
 
 
 @dataclass(slots=True)
@@ -65,7 +65,7 @@ class Load:
             if turn.arrivals is None and turn.concurrency == 1:
                 self._alone(turn, asked, began, is_fatal)
             else:
-                self._together(turn, asked, began, is_fatal)
+                _Workers(self._ask, turn, asked, began, is_fatal).run()
         except KeyboardInterrupt:
             asked.interrupted = True
         asked.duration_s = perf_counter() - began
@@ -73,87 +73,13 @@ class Load:
 
     def _alone(self, turn: Turn, asked: Asked, began: float, is_fatal: Callable[[BaseException], bool]) -> None:
         failures = 0
-        while not self._is_over(turn, asked, perf_counter() - began):
+        while not _is_over(turn, asked, perf_counter() - began):
             now = perf_counter()
             error = self._ask(turn, asked, next(turn.batches), now)
             failures = failures + 1 if error is not None else 0
             if error is not None and (is_fatal(error) or failures >= FAILURES_MAX):
                 asked.failure = error
                 return
-
-    def _together(self, turn: Turn, asked: Asked, began: float, is_fatal: Callable[[BaseException], bool]) -> None:
-        due: queue.SimpleQueue[tuple[list[Any], float] | None] = queue.SimpleQueue()
-        stop = threading.Event()
-        lock = threading.Lock()
-        failures = running = 0
-
-        def closed() -> tuple[list[Any], float] | None:
-            with lock:
-                if stop.is_set() or self._is_over(turn, asked, perf_counter() - began, under_way=running):
-                    return None
-                return next(turn.batches), perf_counter()
-
-        def work() -> None:
-            nonlocal failures, running
-            while True:
-                job = due.get() if turn.arrivals is not None else closed()
-                if job is None or stop.is_set():
-                    return
-                with lock:
-                    running += 1
-                error = self._ask(turn, asked, *job)
-                with lock:
-                    running -= 1
-                    failures = failures + 1 if error is not None else 0
-                    if error is not None and (is_fatal(error) or failures >= FAILURES_MAX):
-                        asked.failure = asked.failure or error
-                        stop.set()
-
-        workers = [
-            threading.Thread(target=work, name=f"inferspan-bench-{number}", daemon=True)
-            for number in range(turn.concurrency)
-        ]
-        for worker in workers:
-            worker.start()
-        try:
-            if turn.arrivals is not None:
-                self._arrive(turn, due, began, stop)
-            while any(worker.is_alive() for worker in workers):
-                for worker in workers:
-                    worker.join(timeout=_POLL_S)  # short, so that Ctrl-C is heard
-        except BaseException:
-            stop.set()
-            raise
-        finally:
-            for _ in workers:
-                due.put(None)
-            for worker in workers:
-                worker.join()
-
-    def _arrive(
-        self,
-        turn: Turn,
-        due: queue.SimpleQueue[tuple[list[Any], float] | None],
-        began: float,
-        stop: threading.Event,
-    ) -> None:
-        assert turn.arrivals is not None
-        for count, at_s in enumerate(turn.arrivals):
-            if count >= turn.requests_max or (at_s > turn.duration_s and count >= turn.requests_min):
-                break
-            while (wait_s := began + at_s - perf_counter()) > 0 and not stop.is_set():
-                sleep(min(wait_s, _POLL_S))
-            if stop.is_set():
-                break
-            due.put((next(turn.batches), began + at_s))
-            turn.advanced(min(1.0, max((count + 1) / turn.requests_max, at_s / turn.duration_s)))
-        for _ in range(turn.concurrency):
-            due.put(None)
-
-    def _is_over(self, turn: Turn, asked: Asked, elapsed_s: float, under_way: int = 0) -> bool:
-        count = len(asked.requests)
-        turn.advanced(min(1.0, max(count / turn.requests_max, elapsed_s / turn.duration_s)))
-        return count + under_way >= turn.requests_max or (elapsed_s >= turn.duration_s and count >= turn.requests_min)
 
     def _ask(self, turn: Turn, asked: Asked, batch: list[Any], intended: float) -> BaseException | None:
         """One request. The clock is read before it, and nothing of ours comes between that and the call."""
@@ -170,3 +96,94 @@ class Load:
         intended_s = (start if turn.arrivals is None else intended) - turn.began
         asked.requests[number] = Request(intended_s, start - turn.began, turn.number, error)
         return error
+
+
+_Job = tuple[list[Any], float]
+"""A batch, and the reading of ``perf_counter`` at which it is due."""
+
+
+class _Workers:
+    """Threads that make the requests of one turn side by side."""
+
+    def __init__(
+        self,
+        ask: Callable[[Turn, Asked, list[Any], float], BaseException | None],
+        turn: Turn,
+        asked: Asked,
+        began: float,
+        is_fatal: Callable[[BaseException], bool],
+    ) -> None:
+        self._ask = ask
+        self._turn = turn
+        self._asked = asked
+        self._began = began
+        self._is_fatal = is_fatal
+        self._due: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._stop = threading.Event()
+        self._lock = threading.Lock()
+        self._failures = self._running = 0
+
+    def run(self) -> None:
+        workers = [
+            threading.Thread(target=self._work, name=f"inferspan-bench-{number}", daemon=True)
+            for number in range(self._turn.concurrency)
+        ]
+        for worker in workers:
+            worker.start()
+        try:
+            if self._turn.arrivals is not None:
+                self._arrive(self._turn.arrivals)
+            while any(worker.is_alive() for worker in workers):
+                for worker in workers:
+                    worker.join(timeout=_POLL_S)  # short, so that Ctrl-C is heard
+        except BaseException:
+            self._stop.set()
+            raise
+        finally:
+            for _ in workers:
+                self._due.put(None)
+            for worker in workers:
+                worker.join()
+
+    def _work(self) -> None:
+        while True:
+            job = self._due.get() if self._turn.arrivals is not None else self._next_of_closed_loop()
+            if job is None or self._stop.is_set():
+                return
+            with self._lock:
+                self._running += 1
+            error = self._ask(self._turn, self._asked, *job)
+            with self._lock:
+                self._running -= 1
+                self._failures = self._failures + 1 if error is not None else 0
+                if error is not None and (self._is_fatal(error) or self._failures >= FAILURES_MAX):
+                    self._asked.failure = self._asked.failure or error
+                    self._stop.set()
+
+    def _next_of_closed_loop(self) -> _Job | None:
+        with self._lock:
+            elapsed_s = perf_counter() - self._began
+            if self._stop.is_set() or _is_over(self._turn, self._asked, elapsed_s, under_way=self._running):
+                return None
+            return next(self._turn.batches), perf_counter()
+
+    def _arrive(self, arrivals: Iterator[float]) -> None:
+        """Put requests in the queue when they are due, and at the end one ``None`` for each worker."""
+        turn = self._turn
+        for count, at_s in enumerate(arrivals):
+            if count >= turn.requests_max or (at_s > turn.duration_s and count >= turn.requests_min):
+                break
+            while (wait_s := self._began + at_s - perf_counter()) > 0 and not self._stop.is_set():
+                sleep(min(wait_s, _POLL_S))
+            if self._stop.is_set():
+                break
+            self._due.put((next(turn.batches), self._began + at_s))
+            turn.advanced(min(1.0, max((count + 1) / turn.requests_max, at_s / turn.duration_s)))
+        for _ in range(turn.concurrency):
+            self._due.put(None)
+
+
+def _is_over(turn: Turn, asked: Asked, elapsed_s: float, under_way: int = 0) -> bool:
+    count = len(asked.requests)
+    turn.advanced(min(1.0, max(count / turn.requests_max, elapsed_s / turn.duration_s)))
+    return count + under_way >= turn.requests_max or (elapsed_s >= turn.duration_s and count >= turn.requests_min)

@@ -182,7 +182,7 @@ def _task(config: Any) -> str:
     task = task_of(architectures)
     if task is None:
         named = ", ".join(architectures) or "a configuration without an architecture"
-        raise TargetError(f"which task {named} is for cannot be told: add --pipeline TASK")
+        raise TargetError(f"which task {named} is for is not known: add --pipeline TASK")
     return task
 
 

@@ -14,9 +14,9 @@ from statistics import fmean
 from time import perf_counter
 from typing import Any
 
-from inferspan import config, devices, faults, semconv
+from inferspan import config, faults, semconv
 from inferspan.bench.results import Rest, Stage, Timeline
-from inferspan.devices import identity
+from inferspan.devices import choice, identity
 from inferspan.devices import reader as r
 from inferspan.devices.nvml import Nvml
 from inferspan.devices.sampler import Snapshot
@@ -35,7 +35,7 @@ class Monitor:
         self.timeline = Timeline()
         # each process for itself: a benchmark must see its devices whoever reports them to a backend
         settings = config.load({"devices": "always", "devices_interval": _INTERVAL_S, "process_stats": True})
-        self._sampler = devices.sampler(settings, deadline_s=5.0)
+        self._sampler = choice.sampler(settings, deadline_s=5.0)
         self._boards = Nvml()  # of its own: the sampler's is read by one thread only
         self._host_shares: list[float | None] = []
         self._stopped = threading.Event()

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from inferspan.bench.figures import PHASES, Figures
-from inferspan.bench.results import Configuration, Result, Samples, Stage, Target
+from inferspan.bench.results import Configuration, Result, Samples, Target
 from inferspan.bench.statistics import Estimate, known
 
-__all__ = ["Line", "distribution", "latency", "phases", "throughput", "timeline", "tokens"]
+__all__ = ["Line", "distribution", "latency", "phases", "throughput", "tokens"]
 
 Plot = dict[str, Any]
 
@@ -33,19 +33,9 @@ _PHASE_COLORS = {
     "postprocess": "#059669",
     "rest": "#cbd5e1",
 }
-_STAGE_COLORS = {
-    "idle": "#94a3b8",
-    "load": "#8b5cf6",
-    "cold": "#e11d48",
-    "warmup": "#ca8a04",
-    "measure": "#10b981",
-    "cooldown": "#94a3b8",
-}
-_POINTS_MAX = 3000
 _BOX_MAX = 500
-_LOGARITHMIC = {"type": "log", "dtick": "D2", "tickformat": ",~g"}
+LOGARITHMIC = {"type": "log", "dtick": "D2", "tickformat": ",~g"}
 """An axis with a mark at 1, 2 and 5 of each power of ten."""
-_MIB = 1 << 20
 
 
 @dataclass(slots=True)
@@ -68,7 +58,7 @@ def throughput(lines: Sequence[Line]) -> Plot:
         )
         for line in lines
     ]
-    return _plot(traces, x=_batch_axis(lines), y={"title": {"text": "items/s"}, "rangemode": "tozero"})
+    return plot_of(traces, x=_batch_axis(lines), y={"title": {"text": "items/s"}, "rangemode": "tozero"})
 
 
 def latency(lines: Sequence[Line]) -> Plot:
@@ -79,7 +69,7 @@ def latency(lines: Sequence[Line]) -> Plot:
         for label, dash in (("p50", "solid"), ("p95", "dot")):
             points = [(size, getattr(found, label)) for size, found in summaries if found is not None]
             traces.append(_against_batch(line, f"{line.name}, {label.upper()}", points, 1e3, "%{y:.4g} ms", dash))
-    return _plot(traces, x=_batch_axis(lines), y={"title": {"text": "ms"}, "rangemode": "tozero"})
+    return plot_of(traces, x=_batch_axis(lines), y={"title": {"text": "ms"}, "rangemode": "tozero"})
 
 
 def tokens(lines: Sequence[Line]) -> Plot | None:
@@ -90,7 +80,7 @@ def tokens(lines: Sequence[Line]) -> Plot | None:
             points = [(c.batch_size, f.times_s[name].p50) for c, f in line.points if name in f.times_s]
             if points:
                 traces.append(_against_batch(line, f"{line.name}, {label}", points, 1e3, "%{y:.4g} ms", dash))
-    return _plot(traces, x=_batch_axis(lines), y={"title": {"text": "ms, P50"}, **_LOGARITHMIC}) if traces else None
+    return plot_of(traces, x=_batch_axis(lines), y={"title": {"text": "ms, P50"}, **LOGARITHMIC}) if traces else None
 
 
 def distribution(lines: Sequence[Line]) -> Plot:
@@ -107,7 +97,7 @@ def distribution(lines: Sequence[Line]) -> Plot:
             traces.append(
                 {
                     "type": "box",
-                    "name": _text(line.name),
+                    "name": html.escape(line.name),
                     "x": x,
                     "y": y,
                     "marker": {"color": line.color, "size": 3},
@@ -117,7 +107,7 @@ def distribution(lines: Sequence[Line]) -> Plot:
                 }
             )
     x_axis = {"title": {"text": "batch size"}, "type": "category"}
-    plot = _plot(traces, x=x_axis, y={"title": {"text": "ms"}, **_LOGARITHMIC})
+    plot = plot_of(traces, x=x_axis, y={"title": {"text": "ms"}, **LOGARITHMIC})
     plot["layout"]["boxmode"] = "group"
     return plot
 
@@ -131,7 +121,7 @@ def phases(line: Line) -> Plot | None:
     traces = [
         {
             "type": "bar",
-            "name": _text(name),
+            "name": html.escape(name),
             "x": list(stacks),
             "y": [stack.get(name, 0) * 1e3 for stack in stacks.values()],
             "marker": {"color": _PHASE_COLORS.get(name, COLORS[place % len(COLORS)])},
@@ -140,59 +130,15 @@ def phases(line: Line) -> Plot | None:
         for place, name in enumerate(names)
     ]
     x = {"title": {"text": "batch size"}, "type": "category"}
-    plot = _plot(traces, x=x, y={"title": {"text": "ms, mean"}})
+    plot = plot_of(traces, x=x, y={"title": {"text": "ms, mean"}})
     plot["layout"].update(barmode="stack", hovermode="x unified")
-    return plot
-
-
-def timeline(result: Result, colors: dict[str, str]) -> Plot:
-    """The run as it went: memory, use, power, and each request's latency, over the stages. Colours by label."""
-    line = result.timeline
-    rows: list[tuple[str, list[Plot]]] = [
-        (
-            "MiB",
-            [
-                _over_time(line.offset_s, line.resident_bytes, 1 / _MIB, "resident", COLORS[0]),
-                _over_time(line.offset_s, line.device_bytes, 1 / _MIB, "device, allocated", COLORS[1]),
-                _over_time(line.offset_s, line.device_reserved_bytes, 1 / _MIB, "device, reserved", COLORS[3]),
-            ],
-        ),
-        (
-            "%",
-            [
-                _over_time(line.offset_s, line.cpu_share, 100, "CPU", COLORS[6]),
-                _over_time(line.offset_s, line.gpu_utilization, 100, "GPU", COLORS[4]),
-            ],
-        ),
-        ("W", [_over_time(line.offset_s, line.power_w, 1, "power", COLORS[5])]),
-        ("ms", [_requests(target, colors[target.label]) for target in result.targets]),
-    ]
-    rows = [(unit, found) for unit, traces in rows if (found := [trace for trace in traces if trace["y"]])]
-    traces = []
-    layout: dict[str, Any] = {
-        "grid": {"rows": len(rows), "columns": 1, "pattern": "coupled"},
-        "xaxis": {"title": {"text": "s since the run began"}, "rangemode": "tozero"},
-        "shapes": _stages(line.stages),
-        "hovermode": "x",
-        "height": 130 + 150 * len(rows),
-    }
-    for number, (unit, found) in enumerate(rows, 1):
-        axis = "" if number == 1 else str(number)
-        layout[f"yaxis{axis}"] = {
-            "title": {"text": unit},
-            **(_LOGARITHMIC if unit == "ms" else {"rangemode": "tozero"}),
-        }
-        traces += [{**trace, "xaxis": "x", "yaxis": f"y{axis}"} for trace in found]
-    plot = _plot(traces, x=layout["xaxis"], y={})
-    del plot["layout"]["yaxis"]
-    plot["layout"].update(layout)
     return plot
 
 
 # -- parts of plots ----------------------------------------------------------------------------------------------------
 
 
-def _plot(traces: Sequence[Plot], x: Plot, y: Plot) -> Plot:
+def plot_of(traces: Sequence[Plot], x: Plot, y: Plot) -> Plot:
     return {
         "data": list(traces),
         "layout": {
@@ -228,7 +174,7 @@ def _against_batch(
     return {
         "type": "scatter",
         "mode": "lines+markers",
-        "name": _text(name),
+        "name": html.escape(name),
         "x": [size for size, _ in there],
         "y": [estimate.value for _, estimate in there],
         "error_y": {
@@ -245,74 +191,8 @@ def _against_batch(
         },
         "line": {"color": line.color, "dash": dash},
         "marker": {"symbol": "circle" if dash == "solid" else "circle-open"},
-        "hovertemplate": f"batch %{{x}}: {hover}<extra>{_text(name)}</extra>",
+        "hovertemplate": f"batch %{{x}}: {hover}<extra>{html.escape(name)}</extra>",
     }
-
-
-def _over_time(offset_s: Sequence[float], values: Sequence[float | None], factor: float, name: str, color: str) -> Plot:
-    step = -(-len(values) // _POINTS_MAX) or 1
-    return {
-        "type": "scatter",
-        "mode": "lines",
-        "name": name,
-        "x": list(offset_s[: len(values) : step]),
-        "y": [None if value is None else value * factor for value in values[::step]],
-        "line": {"color": color, "width": 1.5},
-        "hovertemplate": "%{y:.4g}",
-    }
-
-
-def _requests(target: Target, color: str) -> Plot:
-    """Each request where it began; of very many some, and always the slowest ones."""
-    series = [configuration.samples for configuration in target.configurations]
-    start = np.concatenate([known(samples.start_s) for samples in series]) if series else np.zeros(0)
-    value = np.concatenate([known(samples.latency_s) for samples in series]) if series else np.zeros(0)
-    shown = np.arange(len(value))
-    if len(value) > _POINTS_MAX:
-        slowest = np.argsort(value)[-_POINTS_MAX // 10 :]
-        shown = np.union1d(np.linspace(0, len(value) - 1, _POINTS_MAX).astype(int), slowest)
-    return {
-        "type": "scatter",
-        "mode": "markers",
-        "name": _text(f"latency, {target.label}"),
-        "x": start[shown].tolist() if len(start) == len(value) else [],
-        "y": (value[shown] * 1e3).tolist() if len(start) == len(value) else [],
-        "marker": {"color": color, "size": 3},
-        "hovertemplate": "%{y:.4g} ms",
-    }
-
-
-def _stages(stages: Sequence[Stage]) -> list[Plot]:
-    """Bands behind all rows, neighbours of one name as one, each name once in the legend."""
-    bands: list[tuple[str, float, float]] = []
-    for stage in stages:
-        if bands and bands[-1][0] == stage.name:
-            bands[-1] = (stage.name, bands[-1][1], stage.end_s)
-        else:
-            bands.append((stage.name, stage.start_s, stage.end_s))
-    told: set[str] = set()
-    shapes = []
-    for name, start, end in bands:
-        shapes.append(
-            {
-                "type": "rect",
-                "xref": "x",
-                "yref": "paper",
-                "x0": start,
-                "x1": end,
-                "y0": 0,
-                "y1": 1,
-                "line": {"width": 0},
-                "fillcolor": _STAGE_COLORS.get(name, "#94a3b8"),
-                "opacity": 0.16,
-                "layer": "below",
-                "name": _text(name),
-                "legendgroup": name,
-                "showlegend": name not in told,
-            }
-        )
-        told.add(name)
-    return shapes
 
 
 def _stack(samples: Samples) -> dict[str, float]:
@@ -336,7 +216,3 @@ def _thinned(values: np.ndarray[Any, np.dtype[np.float64]]) -> list[float]:
     if len(values) > _BOX_MAX:
         values = np.quantile(values, np.linspace(0, 1, _BOX_MAX))
     return [float(value) for value in values]
-
-
-def _text(text: str) -> str:
-    return html.escape(text)

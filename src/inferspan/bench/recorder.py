@@ -1,7 +1,7 @@
 """What Inferspan says of each request, heard where production's telemetry leaves: a span processor and a histogram.
 
 On the calling thread it does nothing but note, as a root span starts, which request it belongs to. The spans
-themselves are kept as they end, on the thread that tells them, and are read between two configurations. So a
+themselves are kept as they end, on the thread that emits them, and are read between two configurations. So a
 benchmark adds no more to what it measures than a program with a span processor of its own does.
 """
 
@@ -24,7 +24,7 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 import inferspan
 from inferspan import semconv
 from inferspan.bench.results import Samples
-from inferspan.telemetry.providers import SCOPE
+from inferspan.emit.providers import SCOPE
 
 REQUEST: ContextVar[int | None] = ContextVar("inferspan_bench_request", default=None)
 """Number of the request that this context serves."""

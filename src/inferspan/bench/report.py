@@ -24,6 +24,7 @@ from inferspan.bench.figures import Figures, figures_of
 from inferspan.bench.plots import COLORS, Line, Plot
 from inferspan.bench.results import Configuration, Result, Scalar, Target
 from inferspan.bench.statistics import Estimate, Scaling, Summary, scaling
+from inferspan.bench.timeline_plot import timeline
 
 __all__ = ["render"]
 
@@ -73,7 +74,7 @@ def render(results: Sequence[tuple[str, Result]], *, threshold: float) -> str:
 
 
 def names_of(paths: Sequence[Path]) -> list[str]:
-    """Names for files, each once: as short as tells them apart."""
+    """Names for files, each once: as short as distinguishes them."""
     for parts in range(1, 20):
         names = ["/".join(path.parts[-parts:]) for path in paths]
         if len(set(names)) == len(set(paths)):
@@ -118,7 +119,7 @@ def _sections(runs: Sequence[_Run], lines: Sequence[Line]) -> list[tuple[str, li
             stack = plots.phases(line)
             if stack is not None:
                 stacks.append(_Drawing(f"{line.name}{at}", stack))
-    times = [_Drawing(run.name, plots.timeline(run.result, run.colors)) for run in runs if run.result.timeline.stages]
+    times = [_Drawing(run.name, timeline(run.result, run.colors)) for run in runs if run.result.timeline.stages]
     return [
         ("Batch size", sweep),
         ("Distribution of latency", spread),
@@ -187,7 +188,7 @@ def _comparisons(runs: Sequence[_Run], threshold: float) -> list[Comparison]:
 
 
 def _verdicts(comparison: Comparison) -> dict[str, Any]:
-    verdict, told = wording.conclusion(comparison)
+    verdict, conclusion = wording.conclusion(comparison)
     several = len({row.target for row in comparison.rows}) > 1
     rows = []
     place = ""
@@ -210,7 +211,7 @@ def _verdicts(comparison: Comparison) -> dict[str, Any]:
     return {
         "title": f"{comparison.candidate} against {comparison.baseline}",
         "mark": verdict.value,
-        "told": told,
+        "conclusion": conclusion,
         "heads": (comparison.baseline, comparison.candidate) if comparison.took_turns else ("baseline", "here"),
         "refusing": [str(each) for each in comparison.differences if each.refuses],
         "differing": [str(each) for each in comparison.differences if not each.refuses],

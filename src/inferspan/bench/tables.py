@@ -84,8 +84,8 @@ def show_comparison(console: Console, comparison: Comparison) -> None:
         console.print(f"differs: {difference}", style="yellow")
     for note in (*comparison.notes, *(f"baseline: {note}" for note in comparison.baseline_notes)):
         console.print(note, style="yellow")
-    verdict, told = wording.conclusion(comparison)
-    console.print(told, style=f"bold {_STYLES[verdict]}".strip())
+    verdict, conclusion = wording.conclusion(comparison)
+    console.print(conclusion, style=f"bold {_STYLES[verdict]}".strip())
 
 
 def _key(result: Result, target: Target) -> str:

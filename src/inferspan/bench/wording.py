@@ -85,8 +85,8 @@ def conclusion(comparison: Comparison) -> tuple[Verdict, str]:
     if count:
         return Verdict.REGRESSION, f"{count} regression{'s' if count > 1 else ''} of {least}"
     if comparison.unclear:
-        told = f"{len(comparison.unclear)} of {len(comparison.rows)} figures are unclear, more requests would tell"
-        return Verdict.UNCLEAR, f"No regression of {least} found, but {told}"
+        unclear = f"{len(comparison.unclear)} of {len(comparison.rows)} figures are unclear, more requests would show"
+        return Verdict.UNCLEAR, f"No regression of {least} found, but {unclear}"
     return Verdict.IMPROVEMENT, f"No regression of {least}"
 
 

@@ -24,7 +24,7 @@ _COMMANDS = {
     "bench": "measures a model on this machine: a baseline to compare with",
     "report": "makes one HTML page of results of `inferspan bench`",
     "baseline": "makes a result of `inferspan bench` the baseline of the alerts",
-    "agent": "reports the GPUs and the host of this machine over OTLP, until it is told to stop",
+    "agent": "reports the GPUs and the host of this machine over OTLP, until it is stopped",
     "devices": "shows the GPUs of this machine",
 }
 """Name of the command, which is also that of its module, and its line in ``inferspan --help``."""

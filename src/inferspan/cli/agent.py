@@ -16,11 +16,12 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from inferspan import config, devices, semconv
+from inferspan import config, semconv
 from inferspan.cli import CommandError, require
+from inferspan.devices import choice
+from inferspan.devices import instruments as device_instruments
 from inferspan.devices.sampler import Sampler
-from inferspan.telemetry import devices as device_instruments
-from inferspan.telemetry.providers import SCOPE
+from inferspan.emit.providers import SCOPE
 from inferspan.version import __version__
 
 _LAST_FLUSH_S = 10.0
@@ -48,7 +49,7 @@ def run(options: argparse.Namespace) -> int:
     except ValueError as error:
         raise CommandError(str(error)) from None
     stopped = _on_signals()
-    sampler = devices.sampler(settings, "agent")
+    sampler = choice.sampler(settings, "agent")
     try:
         shut_down = _provider(settings, sampler)
         health = None if options.health == "off" else _health(*_address(options.health), sampler)

@@ -21,7 +21,7 @@ def run(options: argparse.Namespace) -> int:
     """Write the rules."""
     require("baseline", "bench", "pydantic")
     from inferspan.bench.baseline import as_rules, points
-    from inferspan.bench.results import FormatError, load
+    from inferspan.bench.result_file import FormatError, load
 
     try:
         result = load(options.result)

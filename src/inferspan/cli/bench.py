@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from inferspan.cli import CommandError, require
+from inferspan.cli.numbers import above_zero, not_below_zero, positive, positive_list
 
 if TYPE_CHECKING:
     from inferspan.bench.results import Result, Workload
@@ -35,56 +36,74 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = _EPILOG
     parser.add_argument("target", metavar="TARGET", help="Hub id, folder, or module:function that makes a callable")
-    how = parser.add_argument_group("target")
-    how.add_argument("--pipeline", metavar="TASK", help="task of the pipeline (default: by the model's architecture)")
-    how.add_argument("--generate", action="store_true", help="tokenizer and generate() by hand, without a pipeline")
-    how.add_argument("--device", help="where it runs, as torch names it")
-    how.add_argument("--dtype", help="of its weights, as torch names it: float32, bfloat16, float16")
-    how.add_argument("--quantize", metavar="WAY", help="dynamic-int8: torch's own for the CPU")
-    how.add_argument("--compile", metavar="MODE", nargs="?", const="default", help="torch.compile, with this mode")
-    how.add_argument("--attention", metavar="NAME", help="attention implementation: sdpa, eager, …")
-    how.add_argument("--revision", help="branch, tag or commit of the Hub's repository")
-    how.add_argument(
+    _add_target(parser)
+    _add_workload(parser)
+    _add_durations(parser)
+    _add_result(parser)
+
+
+def _add_target(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("target")
+    group.add_argument("--pipeline", metavar="TASK", help="task of the pipeline (default: by the model's architecture)")
+    group.add_argument("--generate", action="store_true", help="tokenizer and generate() by hand, without a pipeline")
+    group.add_argument("--device", help="where it runs, as torch names it")
+    group.add_argument("--dtype", help="of its weights, as torch names it: float32, bfloat16, float16")
+    group.add_argument("--quantize", metavar="WAY", help="dynamic-int8: torch's own for the CPU")
+    group.add_argument("--compile", metavar="MODE", nargs="?", const="default", help="torch.compile, with this mode")
+    group.add_argument("--attention", metavar="NAME", help="attention implementation: sdpa, eager, …")
+    group.add_argument("--revision", help="branch, tag or commit of the Hub's repository")
+    group.add_argument(
         "--against",
         metavar="TARGET",
         help="a second target, measured in turns with the first: NAME[,KEY=VALUE]…, or only what is to be different "
         "(keys: task, device, dtype, quantize, compile, attention, revision)",
     )
-    load = parser.add_argument_group("workload")
-    load.add_argument(
-        "--batch-sizes", type=_numbers, default=[1], metavar="N,…", help="items of a request (default: 1)"
+
+
+def _add_workload(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("workload")
+    group.add_argument(
+        "--batch-sizes", type=positive_list, default=[1], metavar="N,…", help="items of a request (default: 1)"
     )
-    load.add_argument("--input-tokens", type=_numbers, default=[], metavar="N,…", help="exact length of generated text")
-    load.add_argument("--output-tokens", type=_positive, metavar="N", help="exact number to generate (default: 64)")
-    load.add_argument("--data", type=Path, metavar="FILE", help="requests of your own, JSON lines")
-    load.add_argument("--concurrency", type=_positive, default=1, metavar="N", help="closed loop: so many at once")
-    load.add_argument("--rate", type=_above_zero, metavar="R", help="open loop: requests per second, Poisson")
-    load.add_argument("--stream", action="store_true", help="take the tokens as they come, by a streamer")
-    load.add_argument("--seed", type=int, default=0, help="of text and arrivals (default: %(default)s)")
-    much = parser.add_argument_group("how long")
-    much.add_argument(
-        "--requests", type=_positive, default=100, metavar="N", help="at each point, at most (default: 100)"
+    group.add_argument(
+        "--input-tokens", type=positive_list, default=[], metavar="N,…", help="exact length of generated text"
     )
-    much.add_argument(
-        "--duration", type=_above_zero, default=30.0, metavar="S", help="and not much longer (default: 30)"
+    group.add_argument("--output-tokens", type=positive, metavar="N", help="exact number to generate (default: 64)")
+    group.add_argument("--data", type=Path, metavar="FILE", help="requests of your own, JSON lines")
+    group.add_argument("--concurrency", type=positive, default=1, metavar="N", help="closed loop: so many at once")
+    group.add_argument("--rate", type=above_zero, metavar="R", help="open loop: requests per second, Poisson")
+    group.add_argument("--stream", action="store_true", help="take the tokens as they come, by a streamer")
+    group.add_argument("--seed", type=int, default=0, help="of text and arrivals (default: %(default)s)")
+
+
+def _add_durations(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("how long")
+    group.add_argument(
+        "--requests", type=positive, default=100, metavar="N", help="at each point, at most (default: 100)"
     )
-    much.add_argument(
-        "--warmup", type=_above_zero, default=30.0, metavar="S", help="until steady, at most (default: 30)"
+    group.add_argument(
+        "--duration", type=above_zero, default=30.0, metavar="S", help="and not much longer (default: 30)"
     )
-    much.add_argument(
-        "--idle", type=_not_below_zero, default=2.0, metavar="S", help="rest before and after (default: 2)"
+    group.add_argument(
+        "--warmup", type=above_zero, default=30.0, metavar="S", help="until steady, at most (default: 30)"
     )
-    out = parser.add_argument_group("result")
-    out.add_argument("--save", type=Path, metavar="FILE", help="write the result; gzipped if the name ends in .gz")
-    out.add_argument("--compare", type=Path, metavar="FILE", help="with this baseline; exit code 1 on a regression")
-    out.add_argument(
-        "--threshold", type=_above_zero, default=15.0, metavar="PERCENT", help="what counts as one (default: 15)"
+    group.add_argument(
+        "--idle", type=not_below_zero, default=2.0, metavar="S", help="rest before and after (default: 2)"
     )
-    out.add_argument("--gate", action="store_true", help="exit code 1 also where TARGET is worse than --against")
-    out.add_argument("--force", action="store_true", help="compare even what was measured under other conditions")
-    out.add_argument("--json", action="store_true", help="the result on standard output, in place of tables")
-    out.add_argument("--quiet", action="store_true", help="no progress, no tables")
-    out.add_argument(
+
+
+def _add_result(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("result")
+    group.add_argument("--save", type=Path, metavar="FILE", help="write the result; gzipped if the name ends in .gz")
+    group.add_argument("--compare", type=Path, metavar="FILE", help="with this baseline; exit code 1 on a regression")
+    group.add_argument(
+        "--threshold", type=above_zero, default=15.0, metavar="PERCENT", help="what counts as one (default: 15)"
+    )
+    group.add_argument("--gate", action="store_true", help="exit code 1 also where TARGET is worse than --against")
+    group.add_argument("--force", action="store_true", help="compare even what was measured under other conditions")
+    group.add_argument("--json", action="store_true", help="the result on standard output, in place of tables")
+    group.add_argument("--quiet", action="store_true", help="no progress, no tables")
+    group.add_argument(
         "--otlp", action="store_true", help="send traces and metrics of the run, and its baseline, to the OTLP endpoint"
     )
 
@@ -95,7 +114,7 @@ def run(options: argparse.Namespace) -> int:
     models = () if ":" in options.target and "/" not in options.target else ("torch", "transformers")
     require("bench", "bench", *needed, *models)
     from inferspan.bench import runner
-    from inferspan.bench.results import FormatError, load, save
+    from inferspan.bench.result_file import FormatError, load, save
     from inferspan.bench.targets import TargetError
     from inferspan.bench.workload import WorkloadError
 
@@ -115,7 +134,7 @@ def run(options: argparse.Namespace) -> int:
             save(result, options.save)
         except OSError as error:
             raise CommandError(f"--save {options.save}: {error.strerror or error}") from None
-    return _tell(options, result, baseline)
+    return _report(options, result, baseline)
 
 
 # -- what was asked for ------------------------------------------------------------------------------------------------
@@ -180,21 +199,17 @@ def _command() -> list[str]:
 
 def _measure(options: argparse.Namespace, plan: Plan) -> Result:
     """Run the plan under ``instrument()``, with progress unless that is not wanted, and send what is to be sent."""
-    from opentelemetry.sdk.resources import SERVICE_NAME, Resource
-
     from inferspan.bench import baseline, runner
     from inferspan.bench.recorder import Recorder
+    from inferspan.cli.recording import resource
 
-    resource = Resource.create()
-    if str(resource.attributes.get(SERVICE_NAME, "")).startswith("unknown_service"):
-        resource = resource.merge(Resource({SERVICE_NAME: _SERVICE}))
-    recorder = Recorder(resource, *(_exporters() if options.otlp else ()))
+    recorder = Recorder(resource(_SERVICE), *(_exporters() if options.otlp else ()))
     recorder.start()
     try:
         with _progress(options, runner.steps(plan)) as progress:
             result = runner.run(plan, recorder, progress)
         if options.otlp:
-            baseline.tell(recorder.meter, baseline.points(result))
+            baseline.record(recorder.meter, baseline.points(result))
     finally:
         recorder.stop()
     return result
@@ -235,10 +250,10 @@ def _quieten() -> None:
     warnings.simplefilter("default", InferspanWarning)
 
 
-# -- what is told ------------------------------------------------------------------------------------------------------
+# -- what is reported --------------------------------------------------------------------------------------------------
 
 
-def _tell(options: argparse.Namespace, result: Result, baseline: Result | None) -> int:
+def _report(options: argparse.Namespace, result: Result, baseline: Result | None) -> int:
     """Tables or JSON; the exit code."""
     import json
 
@@ -276,33 +291,3 @@ def _why_nothing(result: Result) -> str:
     failures = [target.failure for target in result.targets]
     failures += [configuration.failure for target in result.targets for configuration in target.configurations]
     return next((f"nothing was measured: {failure.message}" for failure in failures if failure), "nothing was measured")
-
-
-# -- numbers on the command line ---------------------------------------------------------------------------------------
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
-    return int(text)
-
-
-def _numbers(text: str) -> list[int]:
-    return list(dict.fromkeys(_positive(part.strip()) for part in text.split(",")))
-
-
-def _not_below_zero(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is no number from 0 on")
-    return value
-
-
-def _above_zero(text: str) -> float:
-    value = _not_below_zero(text)
-    if not value:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number above 0")
-    return value

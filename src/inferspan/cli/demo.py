@@ -34,6 +34,7 @@ from inferspan.cli.demo_models import (
     users_own,
     vector,
 )
+from inferspan.cli.numbers import positive
 from inferspan.cli.sentences import SENTENCES
 from inferspan.faults import InferspanWarning
 
@@ -57,10 +58,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"its task: {', '.join(TASKS)} (default: by the architecture in its configuration)",
     )
     parser.add_argument("--device", help="where it runs, as torch names it (default: what transformers chooses)")
-    parser.add_argument("--max-new-tokens", type=_positive, default=32, metavar="N", help="default: %(default)s")
+    parser.add_argument("--max-new-tokens", type=positive, default=32, metavar="N", help="default: %(default)s")
     parser.add_argument(
         "--repeat",
-        type=_positive,
+        type=positive,
         default=30,
         metavar="N",
         help="inferences of each model that are not drawn, for the statistics (default: %(default)s)",
@@ -278,12 +279,6 @@ class _Show:
 
 
 # -- set-up, and what a section needs ---------------------------------------------------------------------------------
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
-    return int(text)
 
 
 def _quieten(offline: bool) -> None:

@@ -10,8 +10,9 @@ import json
 import time
 from typing import Any
 
-from inferspan import config, devices, semconv
+from inferspan import config, semconv
 from inferspan.cli import CommandError, require
+from inferspan.devices import choice
 from inferspan.devices import reader as r
 from inferspan.devices.reader import Device, Reading, Sample
 from inferspan.devices.sampler import Sampler, Snapshot
@@ -21,7 +22,7 @@ _DRIVER_S = 30.0
 _GIB = 1 << 30
 _ID_LENGTH = 12
 """Enough for CUDA_VISIBLE_DEVICES, which takes prefixes."""
-_HEAD = ("", "device", "busy", "memory", "power", "temperature", "SM clock", "held down by", "PCIe", "id")
+_HEAD = ("", "device", "busy", "memory", "power", "temperature", "SM clock", "throttled by", "PCIe", "id")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,7 +43,7 @@ def run(options: argparse.Namespace) -> int:
         settings = config.load(keywords)
     except ValueError as error:
         raise CommandError(str(error)) from None
-    sampler = devices.sampler(settings, "always", deadline_s=_DRIVER_S)
+    sampler = choice.sampler(settings, "always", deadline_s=_DRIVER_S)
     try:
         if options.watch is not None:
             return _watch(sampler, options.watch)

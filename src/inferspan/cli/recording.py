@@ -30,7 +30,7 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 
 import inferspan
 from inferspan.cli import CommandError
-from inferspan.cli.waterfall import WaterfallSpanExporter
+from inferspan.exporters.console import WaterfallSpanExporter
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Tracer
@@ -43,22 +43,28 @@ _SPANS_A_REQUEST = 512
 _REASON_MAX = 300
 
 
+def resource(service: str) -> Resource:
+    """What the environment says of this process, under the name ``service`` where it says none."""
+    found = Resource.create()
+    if str(found.attributes.get(SERVICE_NAME, "")).startswith("unknown_service"):
+        found = found.merge(Resource({SERVICE_NAME: service}))
+    return found
+
+
 class Recording:
     """Everything that is recorded from :meth:`start` on. ``tracer`` is for the demo's own spans."""
 
     def __init__(self, out: IO[str], width: int) -> None:
         if os.environ.get(OTEL_SDK_DISABLED, "").strip().lower() == "true":
             raise CommandError(f"{OTEL_SDK_DISABLED}=true: nothing would be recorded, so unset it for the demo")
-        resource = Resource.create()
-        if str(resource.attributes.get(SERVICE_NAME, "")).startswith("unknown_service"):
-            resource = resource.merge(Resource({SERVICE_NAME: _SERVICE}))
+        own = resource(_SERVICE)
         self._kept = InMemorySpanExporter()
         self._drawing = _Drawing(WaterfallSpanExporter(out, width))
         self._reader = InMemoryMetricReader()
-        self._tracer_provider = TracerProvider(ALWAYS_ON, resource)
+        self._tracer_provider = TracerProvider(ALWAYS_ON, own)
         self._tracer_provider.add_span_processor(SimpleSpanProcessor(self._kept))
         self._tracer_provider.add_span_processor(SimpleSpanProcessor(self._drawing))
-        self._meter_provider = MeterProvider([self._reader], resource)
+        self._meter_provider = MeterProvider([self._reader], own)
         self.tracer: Tracer = self._tracer_provider.get_tracer(_SERVICE)
 
     def start(self) -> None:

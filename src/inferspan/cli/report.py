@@ -30,7 +30,7 @@ def run(options: argparse.Namespace) -> int:
     require("report", "bench", "pydantic", "numpy", "plotly", "jinja2")
     from inferspan.bench.comparison import IncomparableError
     from inferspan.bench.report import names_of, render
-    from inferspan.bench.results import FormatError, load
+    from inferspan.bench.result_file import FormatError, load
 
     try:
         results = [load(path) for path in options.results]

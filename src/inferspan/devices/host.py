@@ -1,6 +1,6 @@
 """CPU and memory of the process and the host, through psutil, under the names of the conventions.
 
-Beside a GPU that is busy all the time they tell whether it is fed by a CPU that is, too. Where
+Beside a GPU that is busy all the time they show whether it is fed by a CPU that is, too. Where
 opentelemetry-instrumentation-system-metrics runs, it has these series already, and nothing is reported here.
 """
 

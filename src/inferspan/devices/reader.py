@@ -1,7 +1,7 @@
 """What can be read of a device, and what reads it.
 
-A :data:`Reading` is one series of a device: a metric of :mod:`inferspan.semconv` and the attributes that tell it from
-the device's other series of that metric. Each is a constant here; a :class:`Reader` gives those that its driver
+A :data:`Reading` is one series of a device: a metric of :mod:`inferspan.semconv` and the attributes that distinguish it
+from the device's other series of that metric. Each is a constant here; a :class:`Reader` gives those that its driver
 answers, in the metric's unit, and leaves the others out. To support one more vendor, write one more reader.
 """
 
@@ -56,7 +56,7 @@ class Reader(Protocol):
 
 
 def of(metric: str, attribute: str, value: str | int) -> Reading:
-    """One of the series of a metric that an attribute tells apart."""
+    """One of the series of a metric that an attribute distinguishes."""
     return Reading(metric, ((attribute, value),))
 
 

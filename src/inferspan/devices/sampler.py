@@ -128,12 +128,7 @@ class Sampler:
                 changed.wait_for(lambda: self._asked_at is not None or self._stopped)
                 if self._stopped:
                     return
-            begun = perf_counter()
-            try:
-                snapshot = self._read(begun)
-            except Exception:  # noqa: BLE001 - a reader's own fault
-                snapshot = Snapshot()
-                faults.note("devices")
+            snapshot = self._read(perf_counter()) or Snapshot()
             with changed:
                 self._latest, self._taken_at, self._asked_at = snapshot, self._clock(), None
                 self._has_read = True
@@ -142,6 +137,7 @@ class Sampler:
                     faults.logger.info("inferspan: the device driver answers again")
                 changed.notify_all()
 
+    @faults.guarded("devices")  # a reader's own fault
     def _read(self, begun: float) -> Snapshot:
         snapshot = Snapshot()
         found = [(reader, device) for reader in self._readers for device in reader.devices()]

@@ -8,7 +8,7 @@ from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 
 from inferspan import semconv
-from inferspan.bench.baseline import Point, as_rules, points, tell
+from inferspan.bench.baseline import Point, as_rules, points, record
 from inferspan.bench.results import Configuration, Environment, Result, Samples, Target, Workload
 from support import promql
 
@@ -107,7 +107,7 @@ def test_model_name_cannot_break_the_rules() -> None:
 
 def test_gauge_has_unit_and_attributes_of_the_alert() -> None:
     reader = InMemoryMetricReader()
-    tell(MeterProvider([reader]).get_meter("test"), [Point("chat", "tiny", "forward", "call", 0.25)])
+    record(MeterProvider([reader]).get_meter("test"), [Point("chat", "tiny", "forward", "call", 0.25)])
 
     data = reader.get_metrics_data()
     assert data is not None

@@ -129,7 +129,7 @@ def test_compare_with_few_scattered_requests_is_unclear() -> None:
     assert {row.verdict for row in found.rows} == {Verdict.UNCLEAR}
     assert wording.conclusion(found) == (
         Verdict.UNCLEAR,
-        "No regression of 15% or more found, but 3 of 3 figures are unclear, more requests would tell",
+        "No regression of 15% or more found, but 3 of 3 figures are unclear, more requests would show",
     )
 
 

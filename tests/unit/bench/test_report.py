@@ -15,6 +15,7 @@ import plotly.graph_objects
 import pytest
 
 from inferspan.bench import report
+from inferspan.bench.result_file import save
 from inferspan.bench.results import (
     FORMAT,
     VERSION,
@@ -29,7 +30,6 @@ from inferspan.bench.results import (
     Timeline,
     Warmup,
     Workload,
-    save,
 )
 from inferspan.cli import main
 

@@ -42,7 +42,7 @@ def test_devices_are_shown_as_a_table(driver: FakeDriver, capsys: pytest.Capture
     assert main(["devices"]) == 0
     assert capsys.readouterr().out == (
         "     device                   busy  memory             power         temperature  SM clock  "
-        "held down by        PCIe       id\n"
+        "throttled by        PCIe       id\n"
         "0    NVIDIA H200              87%   70.2 of 140.4 GiB  627 of 700 W  52 °C        1980 MHz  "
         "power_cap           gen 5 x16  GPU-00000000\n"
         "1    NVIDIA L4                      70.2 of 140.4 GiB  627 W         52 °C        1980 MHz  "

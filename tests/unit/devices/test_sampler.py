@@ -266,7 +266,7 @@ ALWAYS = {
     "system.memory.usage",
 }  # fmt: skip
 OWN = {
-    "inferspan.inference.active", "inferspan.overhead.finalizer.time", "inferspan.overhead.hooks.time",
+    "inferspan.inference.active", "inferspan.overhead.worker.time", "inferspan.overhead.hooks.time",
     "inferspan.overhead.queue.max",
 }  # fmt: skip
 SLOW = {

@@ -1,0 +1,1 @@
+"""Span exporters that come with Inferspan."""

@@ -1,0 +1,1 @@
+"""torch: models called directly, compiled, on several devices; their layers; compilations; CUDA graphs."""

@@ -1,0 +1,1 @@
+"""Hugging Face transformers: pipelines, ``generate()``, tokenizers, models, loading."""

@@ -1,0 +1,1 @@
+"""The scenarios, in one module for each subject."""

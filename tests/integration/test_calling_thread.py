@@ -1,0 +1,43 @@
+"""How much of ours runs on the calling thread: a number of functions, which does not depend on the machine."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from support.recorder import Recorder
+
+# Not to be raised without a reason that stands in docs/performance.md.
+CALLS_MAX = {"classification": 60, "model": 56, "generate": 200}
+
+
+def benchmark() -> ModuleType:
+    path = Path(__file__).resolve().parents[2] / "benchmarks" / "functions.py"
+    spec = importlib.util.spec_from_file_location("functions", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def functions_of(recorder: Recorder) -> Callable[[str], Counter[str]]:
+    functions: Any = benchmark()
+    calls = functions.calls()
+    return lambda name: functions.functions_of(calls[name])
+
+
+@pytest.mark.parametrize("name", CALLS_MAX)
+def test_few_functions_of_ours_run_on_the_calling_thread(
+    functions_of: Callable[[str], Counter[str]], name: str
+) -> None:
+    counted = functions_of(name)
+
+    assert sum(counted.values()) <= CALLS_MAX[name], counted.most_common()

@@ -1,0 +1,113 @@
+"""What the errors of torch 2.4 and 2.15 say, in their own words."""
+
+from __future__ import annotations
+
+import pytest
+
+from inferspan import semconv
+from inferspan.core.probe import Report
+from inferspan.probes.accelerator import Memory
+from inferspan.probes.memory import MemoryUse
+from inferspan.probes.out_of_memory import OutOfMemory, OutOfMemoryProbe, out_of_memory
+from support import records
+
+CUDA_2_4 = (
+    "CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total capacity of 139.81 GiB of which 5.50 GiB is "
+    "free. Process 1 has 134.30 GiB memory in use. Of the allocated memory 133.00 GiB is allocated by PyTorch, and "
+    "512.00 MiB is reserved by PyTorch but unallocated. If reserved but unallocated memory is large try setting "
+    "PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True to avoid fragmentation."
+)
+CPU = (
+    "[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate "
+    "40000000000000 bytes. Error code 12 (Cannot allocate memory)"
+)
+MPS = (
+    "MPS backend out of memory (MPS allocated: 17.90 GB, other allocations: 384.00 KB, max allowed: 18.13 GB). Tried "
+    "to allocate 300.00 MB on private pool. Use PYTORCH_MPS_HIGH_WATERMARK_RATIO=0.0 to disable upper limit."
+)
+
+
+class OutOfMemoryError(RuntimeError):
+    """As ``torch.OutOfMemoryError``: a RuntimeError, by that name in every version."""
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (OutOfMemoryError(CUDA_2_4), OutOfMemory(20 << 30, int(5.5 * 2**30), False)),
+        (OutOfMemoryError("something new"), OutOfMemory(None, None, False)),
+        (RuntimeError(CPU), OutOfMemory(40_000_000_000_000, None, True)),
+        (RuntimeError(MPS), OutOfMemory(300 << 20, None, False)),
+        (MemoryError(), OutOfMemory(None, None, True)),
+        (RuntimeError("shapes do not match"), None),
+        (ValueError(CUDA_2_4), None),
+    ],
+    ids=["cuda", "unknown words", "cpu", "mps", "python", "another error", "another type"],
+)
+def test_what_the_error_says(error: BaseException, expected: OutOfMemory | None) -> None:
+    assert out_of_memory(error) == expected
+
+
+def test_the_words_of_the_installed_torch() -> None:
+    torch = pytest.importorskip("torch")
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(10**16)
+    found = out_of_memory(caught.value)
+    assert found is not None
+    assert found == OutOfMemory(4 * 10**16, None, True)
+    assert issubclass(torch.OutOfMemoryError, RuntimeError)
+    assert out_of_memory(torch.OutOfMemoryError(CUDA_2_4)) == OutOfMemory(20 << 30, int(5.5 * 2**30), False)
+
+
+def test_an_error_that_cannot_be_written() -> None:
+    class Silent(RuntimeError):
+        def __str__(self) -> str:
+            raise ValueError
+
+    assert out_of_memory(Silent()) is None
+
+
+def failures(mark: OutOfMemory | None, before: int | None = None, after: int | None = None) -> float:
+    """How many allocations failed, as the counter has it."""
+    report = Report()
+    if before is not None and after is not None:
+        memory = report.results["memory"] = MemoryUse("cuda:0", Memory(1, failures=before))
+        memory.after = Memory(1, failures=after)
+    OutOfMemoryProbe().report(records.ended(records.inference()), mark, report)
+    return sum(point.value for point in report.points)
+
+
+def test_failed_allocations_count_once() -> None:
+    error = OutOfMemory(1, 1, False)
+    assert failures(None) == 0
+    assert failures(None, 3, 5) == 2, "the program caught two"
+    assert failures(error, 3, 5) == 2, "and ended by the second"
+    assert failures(error, 3, 3) == 1, "of the host, which has no counter"
+
+
+def test_event_has_what_was_asked_for_and_what_was_held() -> None:
+    report = Report(results={"device": "cuda:0"})
+    memory = report.results["memory"] = MemoryUse("cuda:0", Memory(1, failures=0))
+    memory.after = Memory(70, 100, inactive=25, failures=1)
+    OutOfMemoryProbe().report(records.ended(records.inference()), OutOfMemory(30, 5, False), report)
+    (event,) = report.events
+    assert (event.name, event.at_ns, event.attributes) == (
+        semconv.OUT_OF_MEMORY_EVENT,
+        100 * records.MS,
+        {
+            semconv.OOM_REQUESTED: 30,
+            semconv.OOM_FREE: 5,
+            semconv.MEMORY_AFTER: 70,
+            semconv.MEMORY_HELD: 100,
+            semconv.MEMORY_FRAGMENTATION: 0.25,
+        },
+    )
+    assert [(point.metric, point.value, point.attributes, point.of_operation) for point in report.points] == [
+        (semconv.OUT_OF_MEMORY, 1, {semconv.DEVICE: "cuda:0"}, False)
+    ]
+
+
+def test_an_error_is_kept_only_if_it_is_one_of_memory() -> None:
+    probe = OutOfMemoryProbe()
+    assert probe.failed(records.inference(), MemoryError()) == OutOfMemory(None, None, True)
+    assert probe.failed(records.inference(), ValueError()) is None
