@@ -338,7 +338,7 @@ def enter(inference: Inference, inside: Phase | None = None) -> Active:
     assert inference.context is not None
     active = Active()
     active.inference, active.phase, active.ident = inference, inside, get_ident()
-    if _active.get() is None and (inside is None or _get_running_loop() is None):
+    if _active.get() is None and inside is None:
         active.context_before = otel_context.get_current()
         _active.set(active)
     else:
