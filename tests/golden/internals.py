@@ -15,3 +15,8 @@ def faults_fail(patch: pytest.MonkeyPatch) -> None:
 def faults_are_counted(patch: pytest.MonkeyPatch) -> None:
     """For scenarios in which something of the program's own fails inside Inferspan."""
     patch.setattr(faults, "reraise", False)
+
+
+def forget_faults() -> None:
+    """What scenarios have counted is nothing to the tests that come after them."""
+    faults._counts.clear()

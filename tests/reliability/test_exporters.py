@@ -455,7 +455,8 @@ if is_on():
 connect(capture_content="EVENT_ONLY")
 from inferspan.core import current, messages
 def tell(n):
-    inference = current.open_inference(current.make_plan("answer"))
+    plan = current.make_plan("answer") if current.settings() else None
+    inference = current.open_inference(plan)
     if inference is not None:
         inference.set("number", n)
         inference.content = messages.Content([("user", "Hello")], [("assistant", "Hi")])

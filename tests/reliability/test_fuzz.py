@@ -102,9 +102,15 @@ class _Looks(SpanProcessor):
 
 
 def traces_of(recorder: Recorder) -> list[list[Span]]:
+    """The spans of each inference, or of a phase that belongs to none. A block inside another one is an inference below
+    it, which is looked at apart."""
+    spans = {span.span_id: span for span in map(span_of, recorder.spans())}
     found: dict[Any, list[Span]] = {}
-    for span in recorder.spans():
-        found.setdefault(span.context.trace_id, []).append(span_of(span))
+    for span in spans.values():
+        root = span
+        while root.parent_id in spans and semconv.OPERATION_NAME not in root.attributes:
+            root = spans[root.parent_id]
+        found.setdefault(root.span_id, []).append(span._replace(parent_id=None) if root is span else span)
     return list(found.values())
 
 

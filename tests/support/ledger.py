@@ -153,7 +153,8 @@ class Ran:
         """How often each inference was exported, each of them whole: its root, and these children within its time."""
         below: dict[int, list[dict[str, Any]]] = {}
         for span in self.spans():
-            if span["span"] != "answer":  # else of a process that was forked inside the inference
+            # else an inference of its own: a block inside, or in a process that was forked inside
+            if "gen_ai.operation.name" not in span["attributes"]:
                 below.setdefault(span["parent"], []).append(span)
         found: Counter[int] = Counter()
         for root in self.spans("answer"):

@@ -257,16 +257,14 @@ class Model:
             active.add("tokenize")
 
     def _block(self, active: Trace | None, body: Body) -> None:
-        into = Trace("block") if active is None else active
+        into = Trace("block")  # wherever it is
         try:
             self.run(body, into)
         except Raised as raised:
-            if active is None:
-                into.fail(raised.args[0])
+            into.fail(raised.args[0])
             raise
         finally:
-            if active is None:
-                self.traces.append(into)
+            self.traces.append(into)
 
     def _phase(self, active: Trace | None, name: str, body: Body) -> None:
         failed = None

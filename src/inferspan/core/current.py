@@ -39,7 +39,7 @@ from inferspan.core import rank
 from inferspan.core.errors import Failure, failure_of, is_cancellation
 from inferspan.core.model import Describer, ModelInfo
 from inferspan.core.plan import Plan, Probes
-from inferspan.core.probe import begin, end
+from inferspan.core.probe import CallSite, begin, end
 from inferspan.core.record import Inference, Phase, StandalonePhase
 from inferspan.core.state import Sink, state
 
@@ -130,7 +130,8 @@ def connect(sink: Sink, settings: Settings, probes: Probes, describer: Describer
     rank.read_environment()
     state.probes, state.describer = probes, describer
     state.plans.clear()
-    probes.start(settings)
+    # What applies everywhere is loaded now: a signal handler that infers may come in the midst of a later import.
+    probes.prepare(CallSite(settings, None, None, None), on_device=False)
     state.settings, state.sink = settings, sink
 
 

@@ -28,12 +28,6 @@ class Probes:
         self._rows = rows
         self._loaded: dict[str, Probe] = {}
 
-    def start(self, settings: Settings) -> None:
-        """Load those that have to be there before the first inference."""
-        for row in self._rows:
-            if row.early:
-                self._prepare(row, CallSite(settings, None, None, None))
-
     def prepare(self, site: CallSite, *, on_device: bool) -> tuple[Probe, ...]:
         """Those that apply to the call site, in the order of the table."""
         rows = (row for row in self._rows if row.on_device is on_device)

@@ -171,14 +171,12 @@ class Probe:
 @dataclass(frozen=True, slots=True)
 class Row:
     """A line of the table of probes. ``load`` imports and makes the probe; it is called only if ``is_wanted``, and with
-    ``on_device`` only where a forward runs on something else than the CPU. One that is ``early`` is loaded when the
-    instrumentation begins, the others when they first apply."""
+    ``on_device`` only where a forward runs on something else than the CPU."""
 
     name: str
     is_wanted: Callable[[CallSite], bool]
     load: Callable[[], Probe]
     on_device: bool = False
-    early: bool = False
 
 
 def begin(record: Inference | Phase, marks: list[tuple[Probe, Any]], probes: Iterable[Probe], model: Any) -> bool:

@@ -1,7 +1,8 @@
 """One file for each measure: whether it applies, what it notes on the calling thread, and what becomes of it.
 
 :data:`TABLE` has a row for each, in the order in which they report: what one needs of another comes after it. A measure
-is imported when it first applies; with ``on_device`` that is when a forward runs on something else than the CPU.
+is imported by ``instrument()`` if the settings want it; with ``on_device`` when a forward first runs on something else
+than the CPU.
 
 Nothing here imports torch or transformers, waits for a device, or raises: what cannot be read is absent.
 """
@@ -45,5 +46,5 @@ TABLE: tuple[Row, ...] = (
     Row("leaks", _measured("leaks"), _of("leaks", "LeaksProbe")),
     Row("compiles", _measured("compiles"), _of("compiles", "CompilesProbe")),
     Row("layers", _has_layers, _of("layers", "LayersProbe")),
-    Row("host_allocations", _measured(HOST_ALLOCATIONS), _of("host_allocations", "HostAllocationsProbe"), early=True),
+    Row("host_allocations", _measured(HOST_ALLOCATIONS), _of("host_allocations", "HostAllocationsProbe")),
 )
