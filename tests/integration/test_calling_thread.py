@@ -13,8 +13,9 @@ import pytest
 
 from support.recorder import Recorder
 
-# Not to be raised without a reason that stands in docs/performance.md.
-CALLS_MAX = {"classification": 60, "model": 56, "generate": 260}
+# Not to be raised without a reason that stands in docs/performance.md. Two are to spare: whether the resident memory is
+# read again depends on the time since the last reading. With older versions a generation takes more calls.
+CALLS_MAX = {"classification": 62, "model": 60, "generate": 280}
 
 
 def benchmark() -> ModuleType:
