@@ -268,11 +268,8 @@ def close(
 
     ``error`` is the exception that ended it; ``failed`` its type alone, where the exception is not at hand.
     """
-    if not is_claimed:
-        try:
-            inference.unclaimed.pop()
-        except IndexError:  # somebody else has closed it, or does so now
-            return
+    if not is_claimed and not inference.claim():  # somebody else has closed it, or does so now
+        return
     try:
         now = perf_counter_ns()
         with inference.phases.lock:  # from here on no phase of another thread is added

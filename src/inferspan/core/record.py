@@ -310,7 +310,7 @@ class Inference:
         self.overlap = Overlap()
         self.attributes: dict[str, Any] = {}
         self.marks: Marks = []
-        self.unclaimed = [None]
+        self._unclaimed = [None]
 
     @property
     def info(self) -> ModelInfo | None:
@@ -325,7 +325,7 @@ class Inference:
         """Whether the caller is the one to close it: true for the first who asks, of a consumer, the garbage collector
         and interpreter exit alike. Taking the last item of a list is atomic."""
         try:
-            self.unclaimed.pop()
+            self._unclaimed.pop()
         except IndexError:
             return False
         return True

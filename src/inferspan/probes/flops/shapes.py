@@ -6,11 +6,11 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from inferspan.integrations.transformers.inputs import PROPOSING
 from inferspan.probes.flops.inventory import CallShapes
 
 _MEDIA = ("pixel_values", "input_features", "input_values", "pixel_values_videos", "audio_values")
 _OF_ENCODERS = frozenset(("input_ids", "attention_mask", "token_type_ids"))
-PROPOSING = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit")
 _GROWING_CACHES = (None, "dynamic", "dynamic_full", "offloaded", "quantized")
 
 
