@@ -14,8 +14,7 @@ from inferspan.core.probe import DecodingLoop
 from inferspan.integrations.tensors import are_ids, begins_with, read_batch
 from inferspan.integrations.torch.describe import id_set
 
-PROPOSING = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit")
-"""What makes a draft propose tokens."""
+_PROPOSING = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit")
 
 _RECORDED = {
     "max_new_tokens": (semconv.MAX_TOKENS, int),
@@ -68,7 +67,7 @@ def in_force(name: str, model: Any, kwargs: dict[str, Any]) -> tuple[Any, Any, A
 
 def is_assisted(model: Any, kwargs: dict[str, Any]) -> bool:
     """Whether a draft model or prompt look-up proposes tokens."""
-    return any(value is not None for name in PROPOSING for value in in_force(name, model, kwargs))
+    return any(value is not None for name in _PROPOSING for value in in_force(name, model, kwargs))
 
 
 def special_ids(model: Any, kwargs: dict[str, Any]) -> tuple[frozenset[int], int | None]:

@@ -118,7 +118,7 @@ class FlopsProbe(Probe):
         inventory, shapes = inventory_of(loop.model, info), read_shapes(loop.args, loop.kwargs)
         if inventory is None or shapes is None:
             return
-        shapes.assisted = shapes.assisted or loop.is_assisted
+        shapes.assisted = loop.is_assisted
         # a cache of fixed size is computed over in full; of images and audio the language model is only a part
         is_whole = phase.inference.info in (None, info)
         mark.decoded = Decoded(inventory, shapes, shapes.rows * loop.copies, is_whole and not loop.has_fixed_cache)

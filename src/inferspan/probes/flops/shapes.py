@@ -6,7 +6,6 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from inferspan.integrations.transformers.inputs import PROPOSING
 from inferspan.probes.flops.inventory import CallShapes
 
 _MEDIA = ("pixel_values", "input_features", "input_values", "pixel_values_videos", "audio_values")
@@ -54,7 +53,6 @@ def read_shapes(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> CallShapes 
         keep=shapes["logits_to_keep"][0] if "logits_to_keep" in shapes else int_of(kwargs.get("logits_to_keep")),
         cached=setting("use_cache") is not False,
         chunk=int_of(setting("prefill_chunk_size")),
-        assisted=any(setting(name) is not None for name in PROPOSING),
     )
 
 

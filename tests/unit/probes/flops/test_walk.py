@@ -210,9 +210,6 @@ class Untouchable:
             id="static cache",
         ),
         pytest.param(
-            (), {"input_ids": _ids(1, 7), "assistant_model": object()}, CallShapes(1, 7, assisted=True), id="draft"
-        ),
-        pytest.param(
             (),
             {"input_ids": _ids(1, 1), "past_key_values": ((torch.zeros(1, 2, 5, 4),) * 2,)},
             CallShapes(1, 1, past=5),
@@ -225,7 +222,7 @@ class Untouchable:
         pytest.param(("text",), {"input_ids": [[1, 2]]}, None, id="no tensor"),
     ],
 )
-def test_read_work_tells_the_shapes(args: tuple[Any, ...], kwargs: dict[str, Any], work: CallShapes | None) -> None:
+def test_shapes_read_from_the_arguments(args: tuple[Any, ...], kwargs: dict[str, Any], work: CallShapes | None) -> None:
     assert read_shapes(args, kwargs) == work
 
 
