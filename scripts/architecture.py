@@ -29,7 +29,7 @@ STEPS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
             ("core/current.py", "plan"),
             ("core/current.py", "open_inference"),
             ("core/probe.py", "begin"),
-            ("emit/spans.py", "start_root"),
+            ("emit/pipeline.py", "Pipeline.start_root"),
             ("core/current.py", "enter"),
             ("core/record.py", "Inference.begin"),
             ("core/current.py", "begin_forward"),

@@ -51,6 +51,7 @@ class Settings:
     layers_every: int = 1
     layers_max: int = 128
     flush_timeout: float = 30.0
+    flush_at_rest: str = "auto"
     fast_path: bool = True
     latest_conventions: bool = False
     devices: str = "auto"
@@ -197,6 +198,10 @@ SETTINGS: tuple[Setting, ...] = (
         "Most layers of one model that are recorded; the rest is left out, with a warning"),
     Setting("flush_timeout", "INFERSPAN_FLUSH_TIMEOUT", _seconds(0, 3600), "0 to 3600 seconds",
         "How long exit, `uninstrument()` and the providers' own flush may wait for finished inferences to be exported"),
+    Setting("flush_at_rest", "INFERSPAN_FLUSH_AT_REST", _one_of("auto", "always", "never"), "auto, always, never",
+        "Whether the providers are flushed when nothing has run for 200 ms, so that a process that is killed then has "
+        "lost nothing. `auto`: in processes that are ended without a word (workers of Ray, Spark, Celery and "
+        "`multiprocessing`, AWS Lambda)"),
     Setting("fast_path", "INFERSPAN_FAST_PATH", _boolean, "true, false",
         "Whether spans and metric points bypass the public API of OpenTelemetry's SDK where the result is the same; if "
         "false, each costs about four times as much"),

@@ -15,6 +15,7 @@ from inferspan.core import current
 from inferspan.core.plan import Probes
 from inferspan.emit import providers
 from inferspan.emit.pipeline import Pipeline
+from inferspan.integrations import processes
 from inferspan.integrations.registry import Registry
 from inferspan.integrations.torch.describe import TorchDescriber
 from inferspan.probes import TABLE
@@ -70,7 +71,7 @@ class InferspanInstrumentor(BaseInstrumentor):  # type: ignore[misc]  # its modu
             faults.warn("torch is not installed: inferspan has only inferspan.inference() blocks to record")
         providers.put_versions_on_scope(integrations.version_attributes())
         probes = Probes(TABLE)
-        state.pipeline = Pipeline(settings, probes, **given)
+        state.pipeline = Pipeline(settings, probes, **given, may_be_killed=processes.may_be_killed)
         current.connect(state.pipeline, settings, probes, TorchDescriber())
         state.registry.install(settings)
 

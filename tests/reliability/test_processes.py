@@ -215,6 +215,77 @@ if __name__ == "__main__":
     assert ran.exported() == ran.ended() == Counter(range(10))
 
 
+# -- killed at rest ----------------------------------------------------------------------------------------------------
+
+KILLED = """
+import json
+
+def until_exported(number):
+    deadline = time.monotonic() + 60
+    while is_on() and time.monotonic() < deadline:
+        lines = [json.loads(line) for line in open(os.environ["LEDGER"])]
+        points = [line["value"] for line in lines if line.get("metric") == "gen_ai.client.operation.duration"]
+        if points[-1:] == [number] and sum(line.get("span") == "answer" for line in lines) == number:
+            return
+        time.sleep(0.01)
+
+def killed(first):
+    several(first)
+    until_exported(10)
+    several(first + 10)
+    until_exported(20)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+"""
+
+
+@pytest.mark.promise("SIGKILL to a worker of `multiprocessing` in which nothing has run for 200 ms", "exported")
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_worker_that_is_killed_at_rest_has_exported_its_own(tmp_path: Path, method: str) -> None:
+    code = (
+        KILLED
+        + """
+if __name__ == "__main__":
+    process = multiprocessing.get_context(sys.argv[1]).Process(target=killed, args=(0,))
+    process.start()
+    process.join()
+    print(process.exitcode)
+"""
+    )
+    ran = both(tmp_path, file(tmp_path, code), method)
+
+    assert ran.stdout == "-9\n"
+    assert ran.exported() == ran.ended() == Counter(range(20))
+
+
+@pytest.mark.promise("SIGKILL to a worker of Celery's pool (billiard) in which nothing has run for 200 ms", "exported")
+def test_worker_of_celerys_pool_that_is_killed_at_rest_has_exported_its_own(tmp_path: Path) -> None:
+    code = (
+        KILLED
+        + """
+if __name__ == "__main__":
+    import billiard
+    process = billiard.Process(target=killed, args=(0,))
+    process.start()
+    process.join()
+    print(process.exitcode)
+"""
+    )
+    ran = both(tmp_path, file(tmp_path, code))
+
+    assert ran.stdout == "-9\n"
+    assert ran.exported() == ran.ended() == Counter(range(20))
+
+
+@pytest.mark.promise("SIGKILL to any process at rest, with `INFERSPAN_FLUSH_AT_REST=always`", "exported")
+def test_process_that_is_killed_at_rest_has_exported_its_own_where_that_is_asked_for(tmp_path: Path) -> None:
+    ran = program(tmp_path, file(tmp_path, KILLED + "killed(0)"), INFERSPAN_FLUSH_AT_REST="always")
+
+    assert ran.status == -9
+    assert ran.exported() == ran.ended() == Counter(range(20))
+    assert ran.points("gen_ai.client.operation.duration") == {(): 20}
+
+
 # -- os.fork -----------------------------------------------------------------------------------------------------------
 
 FORKS = """

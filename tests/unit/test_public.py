@@ -116,6 +116,7 @@ def test_settings_and_their_variables() -> None:
         "layers_every": ("INFERSPAN_LAYERS_EVERY", "OTEL_INFERSPAN_LAYERS_EVERY"),
         "layers_max": ("INFERSPAN_LAYERS_MAX", "OTEL_INFERSPAN_LAYERS_MAX"),
         "flush_timeout": ("INFERSPAN_FLUSH_TIMEOUT", "OTEL_INFERSPAN_FLUSH_TIMEOUT"),
+        "flush_at_rest": ("INFERSPAN_FLUSH_AT_REST", "OTEL_INFERSPAN_FLUSH_AT_REST"),
         "fast_path": ("INFERSPAN_FAST_PATH", "OTEL_INFERSPAN_FAST_PATH"),
         "latest_conventions": ("OTEL_SEMCONV_STABILITY_OPT_IN",),
         "devices": ("INFERSPAN_DEVICES", "OTEL_INFERSPAN_DEVICES"),

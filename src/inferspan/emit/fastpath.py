@@ -97,6 +97,16 @@ class _Decision(NamedTuple):
 _UNDECIDED = _Decision(INVALID_SPAN_CONTEXT, None, False, None)
 
 
+class _Decided:
+    """A field of :class:`_Live` that is there once it is decided."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, live: _Live | None, owner: type) -> Any:
+        return self if live is None else getattr(live.decided(), self._name.removeprefix("_"))
+
+
 class _Live(Span, DirectRoot):
     """A root while it runs: a span of the SDK, of which most programs need nothing. Its ids and the sampler's decision
     are made when something asks for them, or when it is emitted; the rest, where something is set on it or read. What
@@ -130,15 +140,11 @@ class _Live(Span, DirectRoot):
                 found = _UNDECIDED
             # dict.setdefault is atomic: of two threads both get the first's
             found = vars(self).setdefault("_decision", found)
+            self._context, self._parent = found.context, found.parent
         return found
 
-    @property
-    def _context(self) -> SpanContext:  # type: ignore[override]
-        return self.decided().context
-
-    @property
-    def _parent(self) -> SpanContext | None:  # type: ignore[override]
-        return self.decided().parent
+    _context = _Decided()
+    _parent = _Decided()
 
     def is_recording(self) -> bool:
         return self.decided().is_sampled and super().is_recording()
@@ -204,6 +210,7 @@ class DirectWriter(TracerWriter):
         if self._may_wait:
             return live
         vars(live)["_decision"] = decision = self.decide(name, context, attributes, links)
+        live._context, live._parent = decision.context, decision.parent
         given = decision.attributes
         if given and len(given) > len(attributes):
             live.set_attributes({name: value for name, value in given.items() if name not in attributes})

@@ -28,6 +28,8 @@ _NS = 1e-9
 _NAMES_MAX = 50
 _COMMON_MAX = 2048
 
+Attributes = dict[str, str | int]
+
 
 class _Bounded:
     """At most so many different values; the rest is ``_OTHER``."""
@@ -54,7 +56,7 @@ class Points:
         self._model = _Bounded(settings.models_max)
         self._operation = _Bounded(_NAMES_MAX)
         self._bounds = {semconv.PHASE_NAME: _Bounded(_NAMES_MAX), semconv.LAYER_NAME: _Bounded(settings.layers_max)}
-        self._attributes: dict[tuple[str, str | None, str | None], tuple[dict[str, str], dict[str, str]]] = {}
+        self._attributes: dict[tuple[object, ...], tuple[Attributes, Attributes]] = {}
         replaced = {m.replaces for m in semconv.METRICS.values() if m.replaces} if self._latest else set()
         self._instruments: dict[str, FastInstrument] = {}
         for metric in semconv.METRICS.values():
@@ -98,30 +100,33 @@ class Points:
     def emit_standalone(self, standalone: StandalonePhase) -> None:
         """The point of a phase that belongs to no inference."""
         phase = standalone.phase
-        attributes = {semconv.OPERATION_NAME: phase.name, semconv.PHASE_NAME: phase.name}
+        attributes: Attributes = {
+            semconv.OPERATION_NAME: phase.name,
+            semconv.PHASE_NAME: phase.name,
+            **rank.attributes(),
+        }
         if standalone.model is not None:
             attributes[semconv.REQUEST_MODEL] = self._model(standalone.model)
         self._add(semconv.PHASE_DURATION, phase.busy_ns * _NS, attributes, standalone.context)
 
     def count_dropped(self, count: int, reason: str) -> None:
         """Children or records that were left out."""
-        self._add(semconv.DROPPED, count, {semconv.DROP_REASON: reason}, None)
+        self._add(semconv.DROPPED, count, {semconv.DROP_REASON: reason, **rank.attributes()}, None)
 
     def forget(self) -> None:
         """The sums that there were are gone: a fork."""
         for instrument in self._instruments.values():
             instrument.forget()
 
-    def _probes(self, inference: Inference, report: Report, short: dict[str, str], context: Context | None) -> None:
-        of_model = {} if inference.info is None else {semconv.REQUEST_MODEL: self._model(inference.info.name)}
+    def _probes(self, inference: Inference, report: Report, short: Attributes, context: Context | None) -> None:
+        of_model = {name: value for name, value in short.items() if name != semconv.OPERATION_NAME}
         for point in report.points:
             attributes = {**(short if point.of_operation else of_model), **point.attributes}
-            for name, bound in self._bounds.items():
-                if name in attributes:
-                    attributes[name] = bound(attributes[name])
+            for name in self._bounds.keys() & point.attributes.keys():
+                attributes[name] = self._bounds[name](point.attributes[name])
             self._add(point.metric, point.value, attributes, context if point.has_exemplar else None)
 
-    def _phases(self, inference: Inference, short: dict[str, str], duration: float, context: Context | None) -> None:
+    def _phases(self, inference: Inference, short: Attributes, duration: float, context: Context | None) -> None:
         bound = self._bounds[semconv.PHASE_NAME]
         if inference.self_phase is not None:
             attributes = {**short, semconv.PHASE_NAME: bound(inference.operation)}
@@ -132,8 +137,8 @@ class Points:
     def _tokens(
         self,
         inference: Inference,
-        common: dict[str, str],
-        with_error: dict[str, str],
+        common: Attributes,
+        with_error: Attributes,
         context: Context | None,
     ) -> None:
         counts = inference.counts
@@ -149,9 +154,7 @@ class Points:
             else:
                 self._add(semconv.TOKEN_USAGE, count, {**common, semconv.TOKEN_TYPE: kind}, context)
 
-    def _generation(
-        self, inference: Inference, common: dict[str, str], short: dict[str, str], context: Context | None
-    ) -> None:
+    def _generation(self, inference: Inference, common: Attributes, short: Attributes, context: Context | None) -> None:
         first_ns = time_to_first_token_ns(inference)
         if first_ns is None:
             return
@@ -168,15 +171,15 @@ class Points:
                 for interval in _spread(generation.intervals_ns, self._token_points_max):
                     self._add(semconv.INTER_TOKEN_DURATION, interval * _NS, short, context)
 
-    def _common(self, inference: Inference) -> tuple[dict[str, str], dict[str, str]]:
-        """Attributes of the GenAI metrics and of our own, made once for each operation and model. Nobody writes to
-        them."""
-        info = inference.info
+    def _common(self, inference: Inference) -> tuple[Attributes, Attributes]:
+        """Attributes of the GenAI metrics and of our own, made once for each operation, model and rank. Nobody writes
+        to them."""
+        info, place = inference.info, rank.attributes()
         model, provider = (None, None) if info is None else (info.name, info.provider)
-        key = (inference.operation, model, provider)
+        key = (inference.operation, model, provider, *place.values())
         found = self._attributes.get(key)
         if found is None:
-            short = {semconv.OPERATION_NAME: self._operation(inference.operation)}
+            short: Attributes = {semconv.OPERATION_NAME: self._operation(inference.operation), **place}
             common = dict(short)
             if model is not None:
                 common[semconv.REQUEST_MODEL] = short[semconv.REQUEST_MODEL] = self._model(model)
@@ -190,8 +193,7 @@ class Points:
     def _add(self, name: str, value: float, attributes: Mapping[str, str | int], context: Context | None) -> None:
         instrument = self._instruments.get(name)
         if instrument is not None:
-            place = rank.attributes()
-            instrument.put(value, {**attributes, **place} if place else attributes, context)
+            instrument.put(value, attributes, context)
 
 
 def _create(meter: Meter, metric: semconv.Metric, observe: Callable[[str], Callable[..., Any]]) -> Any:

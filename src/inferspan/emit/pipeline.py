@@ -23,7 +23,7 @@ from inferspan.devices import instruments
 from inferspan.emit.content import content_attributes
 from inferspan.emit.metrics import Points
 from inferspan.emit.providers import Providers
-from inferspan.emit.spans import emit_inference, emit_standalone, start_root
+from inferspan.emit.spans import emit_inference, emit_standalone
 from inferspan.emit.worker import Record, Worker
 
 if TYPE_CHECKING:
@@ -60,10 +60,13 @@ class Pipeline:
         tracer_provider: trace.TracerProvider | None = None,
         meter_provider: metrics.MeterProvider | None = None,
         logger_provider: _logs.LoggerProvider | None = None,
+        may_be_killed: Callable[[], bool] = lambda: False,
     ) -> None:
         self.settings = settings
+        self._may_be_killed = may_be_killed
+        self._flushing: threading.Thread | None = None
         self._probes = probes
-        self._worker = Worker(self._emit, settings.queue_max, self._is_ready, self._emit_dropped)
+        self._worker = Worker(self._emit, settings.queue_max, self._is_ready, self._emit_dropped, self._at_rest)
         self._providers = Providers(
             tracer_provider,
             meter_provider,
@@ -89,8 +92,10 @@ class Pipeline:
     # -- the calling threads
 
     def start_root(self, inference: Inference, context: Context) -> Span:
+        """The live root span, with what a sampler may want to see."""
         self._worker.ensure_running()
-        return start_root(self._providers.writer(), inference, context)
+        plan, start_ns = inference.plan, inference.start_ns + inference.unix_offset_ns
+        return self._providers.writer().start(plan.name, context, plan.asked, start_ns, inference.links)
 
     def submit(self, record: Inference | Overflow) -> None:
         if isinstance(record, Inference):
@@ -169,6 +174,20 @@ class Pipeline:
         # the latest first: while it is not done, nobody need ask for the others
         phases = (record.self_phase, *reversed(record.phases.kept), *record.phases.overflow)
         return all(phase is None or is_ready(phase, phase.marks) for phase in phases) and is_ready(record, record.marks)
+
+    @faults.guarded("telemetry.rest", default=True)
+    def _at_rest(self) -> bool:
+        """Nothing has finished for a while. Where nobody may say goodbye to this process, what there is leaves now."""
+        mode, running = self.settings.flush_at_rest, self._flushing
+        if mode == "never" or (mode == "auto" and not self._may_be_killed()):
+            return True
+        if state.open or (running is not None and running.is_alive()):  # an exporter that waits for its collector
+            return False
+        # on a thread of its own: it takes as long as the collector likes, and the queue must not wait for that
+        flush = partial(self._providers.flush, self.settings.flush_timeout)
+        self._flushing = threading.Thread(target=flush, name="inferspan-flush", daemon=True)
+        self._flushing.start()
+        return True
 
     def _emit(self, record: Record) -> None:
         if isinstance(record, Overflow):

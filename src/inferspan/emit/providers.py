@@ -74,7 +74,7 @@ class Providers:
             self._run_last_registered()
         if (
             provider is not self._tracer_provider
-            or self._has_new_version()
+            or (len(sys.modules) != self._modules_seen and self._has_new_version())
             or processors_of(provider) is not self._processors
         ):
             self._bind_tracer(provider, _versions())
@@ -124,11 +124,9 @@ class Providers:
         self._tracer_provider = self._meter_provider = self._seen_meter_provider = self._logger_provider = None
 
     def _has_new_version(self) -> bool:
-        # asked at every root, so in constant time: to import a library changes how many modules there are
-        if len(sys.modules) == self._modules_seen or len(self._versions) == len(_version_attributes):
-            return False
+        # To import a library changes how many modules there are; to look that up is all that each root costs.
         self._modules_seen = len(sys.modules)
-        return len(_versions()) > len(self._versions)
+        return len(self._versions) < len(_version_attributes) and len(_versions()) > len(self._versions)
 
     def _bind_tracer(self, provider: trace.TracerProvider, versions: dict[str, str]) -> None:
         if provider is not self._tracer_provider:

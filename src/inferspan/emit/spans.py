@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from opentelemetry.context import Context
-    from opentelemetry.trace import Span
 
     from inferspan.core.probe import ChildSpan, Probe, Report, Values
     from inferspan.core.record import Inference, Phase, StandalonePhase
@@ -32,13 +31,6 @@ if TYPE_CHECKING:
     PartAttributes = Mapping[str, Mapping[str, Any]]
 
 _NS = 1e-9
-
-
-def start_root(writer: TracerWriter, inference: Inference, context: Context) -> Span:
-    """The live root span, with what a sampler may want to see."""
-    plan = inference.plan
-    start_ns = inference.start_ns + inference.unix_offset_ns
-    return writer.start(plan.name, context, plan.asked, start_ns, inference.links)
 
 
 def emit_inference(writer: TracerWriter, inference: Inference, report: Report, probes: Iterable[Probe]) -> None:

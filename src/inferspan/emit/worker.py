@@ -11,6 +11,8 @@ nothing depends on the thread being alive: after a fork, or where no thread can 
 A record whose device is still at work waits for it, and those behind it too: nothing here waits *for* the device, it
 only comes back later. After some seconds it is emitted without what the device would have said.
 
+When nothing has come for 200 ms it says so (``at_rest``), again and again until that is taken notice of.
+
 A full queue drops children and counts them; four times as long, where nobody empties it, it drops and counts roots.
 
 A fork waits for the record that is being emitted: the SDK's locks that are held meanwhile would stay held in the child.
@@ -18,6 +20,7 @@ A fork waits for the record that is being emitted: the SDK's locks that are held
 
 from __future__ import annotations
 
+import math
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -36,6 +39,7 @@ Record = Inference | StandalonePhase | Overflow
 _PAUSE_S = 0.005
 _IDLE_MIN_S = 0.02
 _IDLE_MAX_S = 0.32
+_REST_S = 0.2
 _BATCH_SIZE = 8
 _DEVICE_TIMEOUT_NS = 5 * 10**9
 _ROOTS_MAX = 4  # times the queue's length
@@ -43,7 +47,8 @@ _FORK_WAIT_S = 0.5
 
 
 class Worker:
-    """Hands every record to ``emit`` once, in order, one at a time, when ``is_ready`` says so."""
+    """Hands every record to ``emit`` once, in order, one at a time, when ``is_ready`` says so. After that ``at_rest``
+    is called when nothing has come for 200 ms, until it returns true; on the background thread alone."""
 
     def __init__(
         self,
@@ -51,10 +56,12 @@ class Worker:
         queue_max: int,
         is_ready: Callable[[Record], bool] = lambda record: True,
         emit_dropped: Callable[[], None] = lambda: None,
+        at_rest: Callable[[], bool] = lambda: True,
     ) -> None:
         self._emit = emit
         self._is_ready = is_ready
         self._emit_dropped = emit_dropped
+        self._at_rest = at_rest
         self._queue_max = queue_max
         self._records: deque[Record] = deque()
         self._emitting = threading.RLock()
@@ -143,16 +150,19 @@ class Worker:
             thread.join(timeout=timeout_s)
 
     def _run(self) -> None:
-        idle = _IDLE_MIN_S
+        idle, rests_at = _IDLE_MIN_S, math.inf
         while not self._stop.is_set():
             waiting = len(self._records)
             if not waiting:
-                self._stop.wait(idle)
+                if monotonic() >= rests_at and self._at_rest():
+                    rests_at = math.inf
+                self._stop.wait(min(idle, max(rests_at - monotonic(), _IDLE_MIN_S)))
                 idle = min(idle * 2, _IDLE_MAX_S)
                 continue
             idle = _IDLE_MIN_S
             with self._emitting:
                 self._emit_next(min(waiting, _BATCH_SIZE + waiting // 16))
+            rests_at = monotonic() + _REST_S
             sleep(_PAUSE_S)
 
     def _emit_next(self, most: int) -> int:

@@ -7,6 +7,7 @@ handler of a signal is touched here, and a process that has recorded nothing is 
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Coroutine
 from types import ModuleType
@@ -16,6 +17,21 @@ from inferspan.core import current
 from inferspan.integrations.patching import Patches
 
 _LAST = -sys.maxsize
+_SPARK = ("pyspark.daemon", "pyspark.worker")
+
+
+def may_be_killed() -> bool:
+    """Whether this process is one that may be ended without a word: a worker of Ray, Spark, Celery, ``multiprocessing``
+    (pools, DataLoader, Dask), or a function of AWS Lambda, which sleeps between its calls and may never wake up."""
+    ray, celery, main = (sys.modules.get(name) for name in ("ray._private.worker", "billiard.process", "__main__"))
+    multiprocessing = sys.modules.get("multiprocessing.process")
+    return (
+        (ray is not None and ray.global_worker.mode == ray.WORKER_MODE)
+        or (celery is not None and celery.current_process().name != "MainProcess")
+        or (multiprocessing is not None and multiprocessing.parent_process() is not None)
+        or getattr(getattr(main, "__spec__", None), "name", None) in _SPARK
+        or "AWS_LAMBDA_FUNCTION_NAME" in os.environ
+    )
 
 
 def install_multiprocessing(module: ModuleType, patches: Patches) -> None:

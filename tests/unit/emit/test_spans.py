@@ -25,7 +25,6 @@ from inferspan.emit.spans import (
     emit_inference,
     emit_standalone,
     root_attributes,
-    start_root,
     time_per_output_token_s,
     time_to_first_token_ns,
 )
@@ -47,7 +46,8 @@ class Sdk:
         self.writer = writer(self.tracer)
 
     def emit(self, inference: Inference, report: Report | None = None, probes: Iterable[Probe] = ()) -> None:
-        inference.root = start_root(self.writer, inference, inference.parent)
+        plan, start_ns = inference.plan, inference.start_ns + inference.unix_offset_ns
+        inference.root = self.writer.start(plan.name, inference.parent, plan.asked, start_ns, inference.links)
         inference.context = set_span_in_context(inference.root, inference.parent)
         emit_inference(self.writer, inference, report or Report(), probes)
 

@@ -305,6 +305,59 @@ def test_thread_that_has_nothing_to_do_waits_longer_and_longer(monkeypatch: pyte
     assert waits == [0.02, 0.04, 0.08, 0.16, 0.32, 0.32, 0.32]
 
 
+class Clock:
+    """In place of time, and of the event that ends the thread: time passes as the thread waits."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, worker: Worker, end: float) -> None:
+        self.now, self._end = 0.0, end
+        monkeypatch.setattr(worker_module, "monotonic", lambda: self.now)
+        monkeypatch.setattr(worker_module, "sleep", self.wait)
+        monkeypatch.setattr(worker, "_stop", self)
+
+    def is_set(self) -> bool:
+        return self.now >= self._end
+
+    def wait(self, seconds: float) -> None:
+        self.now += seconds
+
+
+def test_thread_says_once_that_nothing_has_come_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    rested: list[float] = []
+
+    def at_rest() -> bool:
+        rested.append(clock.now)
+        return True
+
+    worker = Worker(Emitted(), 1000, at_rest=at_rest)
+    clock = Clock(monkeypatch, worker, end=10.0)
+    worker._run()
+    assert rested == []  # nothing has ever come
+
+    for _ in range(2):
+        clock = Clock(monkeypatch, worker, end=10.0)
+        worker.submit(inference("a"))
+        worker._run()
+
+    assert len(rested) == 2
+    assert all(0.2 <= at <= 0.23 for at in rested)
+
+
+def test_thread_asks_again_while_it_is_not_at_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[float] = []
+
+    def at_rest() -> bool:
+        asked.append(clock.now)
+        return len(asked) == 3
+
+    worker = Worker(Emitted(), 1000, at_rest=at_rest)
+    clock = Clock(monkeypatch, worker, end=10.0)
+    worker.submit(inference("a"))
+    worker._run()
+
+    assert len(asked) == 3
+    assert 0.2 <= asked[0] < asked[1] < asked[2] <= 0.3
+
+
 def test_thread_that_cannot_start_leaves_all_to_the_next_drain(monkeypatch: pytest.MonkeyPatch) -> None:
     tries = []
     now = [100.0]
