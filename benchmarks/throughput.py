@@ -17,11 +17,12 @@ import threading
 import time
 
 import overhead
+import workloads
 
 
 def measure(mode: str, workload: str, threads: int, seconds: float, shape: dict[str, object]) -> float:
     """Calls a second in this process."""
-    call, flush = overhead.prepare(mode, workload, shape)
+    call, flush = workloads.prepare(mode, workload, shape)
     counts = [0] * threads
     begin = threading.Barrier(threads + 1)
 
@@ -47,7 +48,7 @@ def measure(mode: str, workload: str, threads: int, seconds: float, shape: dict[
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--workload", choices=overhead.CALLS, default="classify")
+    parser.add_argument("--workload", choices=workloads.WORKLOADS, default="classify")
     parser.add_argument("--threads", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--seconds", type=float, default=4.0)
