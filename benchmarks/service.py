@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import http.server
 import importlib.util
 import os
 import random
@@ -26,34 +25,18 @@ import socket
 import statistics
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from overhead import bootstrap
+from overhead import Sink, bootstrap
 
 ROOT = Path(__file__).resolve().parent.parent
 MODES = ("off", "otel", "ours")
 FIGURES = ("P50", "P95", "P99", "answered/s")
 BODY = b'{"text": "What a good day, and what a good book that was!"}'
 REQUEST = b"POST /classify HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b"
-
-
-class Sink(http.server.BaseHTTPRequestHandler):
-    """Takes everything and answers nothing."""
-
-    protocol_version = "HTTP/1.1"
-
-    def do_POST(self) -> None:
-        self.rfile.read(int(self.headers["Content-Length"]))
-        self.send_response(200)
-        self.send_header("Content-Length", "0")
-        self.end_headers()
-
-    def log_message(self, *args: object) -> None:
-        pass
 
 
 def free_port() -> int:
@@ -63,7 +46,7 @@ def free_port() -> int:
 
 
 @contextmanager
-def service(mode: str, sink: int, cores: int) -> Iterator[int]:
+def service(mode: str, sink: str, cores: int) -> Iterator[int]:
     """The service in this mode, once it answers; its port."""
     port = free_port()
     environ = {
@@ -72,7 +55,7 @@ def service(mode: str, sink: int, cores: int) -> Iterator[int]:
         "PORT": str(port),
         "OMP_NUM_THREADS": "1",
         "HF_HUB_OFFLINE": "1",
-        "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{sink}",
+        "OTEL_EXPORTER_OTLP_ENDPOINT": sink,
         "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf",
         "OTEL_METRICS_EXPORTER": "otlp",
         "OTEL_PYTHON_DISABLED_INSTRUMENTATIONS": "inferspan" if mode == "otel" else "",
@@ -200,9 +183,7 @@ def main() -> None:
     for module in ("fastapi", "uvicorn", "opentelemetry.instrumentation.fastapi", "opentelemetry.exporter.otlp"):
         if importlib.util.find_spec(module) is None:
             parser.error(f"{module} is not installed")
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Sink)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    sink = server.server_address[1]
+    sink = Sink.serve().removesuffix("/v1/traces")
     with service("off", sink, options.cores) as port:
         asyncio.run(capacity(port, 2))
         most = asyncio.run(capacity(port, options.seconds))

@@ -8,17 +8,22 @@ Modes:
     floor    the least that as much telemetry can cost: around the same calls only clocks are read, and
              a thread makes spans and points of constants every 5 ms, past the tracer and the instruments
     points   the same without spans: the least for what is sampled out
-    ours     inferspan.instrument(), everything on; ``ours:metrics=false+measure=flops``: with these settings
+    ours     inferspan.instrument(), everything on
     out      the same, sampled out by a parent-based ratio sampler
+    sent     as ours, but sent by the SDK's exporter (OTLP over HTTP) to a server in another process
+    native   as sent, by fastotel, which encodes and sends without the interpreter; where it is installed
     llmetry  opentelemetry-instrumentation-transformers, openlit and genai: OpenLIT's and genai-otel-instrument's, where
              they are installed and the workload is one that they see
 
-Spans go through a BatchSpanProcessor whose exporter encodes them as OTLP and drops them; metrics have a reader.
+Settings and environment variables may follow: ``ours:metrics=false+measure=flops``,
+``sent:OTEL_BSP_MAX_EXPORT_BATCH_SIZE=64``. But for ``sent`` and ``native``, spans go through a BatchSpanProcessor whose
+exporter encodes them as OTLP and drops them; metrics have a reader.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import os
 import random
 import sys
 import threading
@@ -29,7 +34,9 @@ from pathlib import Path
 from typing import Any
 
 WORKLOADS = ("classify", "generate", "embed", "embed32")
-MODES = ("off", "bare", "equal", "floor", "points", "ours", "out", "llmetry", "openlit", "genai")
+MODES = ("off", "bare", "equal", "floor", "points", "ours", "out", "sent", "native", "llmetry", "openlit", "genai")
+SINK = "BENCHMARK_SINK"
+"""The variable that has the address of the server for ``sent`` and ``native``."""
 PEERS = {
     # what is imported, and the workloads that it wraps
     "llmetry": ("opentelemetry.instrumentation.transformers", ("generate",)),
@@ -55,7 +62,10 @@ def prepare(mode: str, workload: str, shape: dict[str, Any]) -> tuple[Callable[[
     import torch
 
     torch.set_num_threads(1)
-    provider, meter_provider = _providers(0.0 if mode == "out" else 1.0)
+    mode, _, given = mode.partition(":")
+    settings = dict(pair.split("=") for pair in given.split("+") if pair)
+    os.environ.update({name: settings.pop(name) for name in list(settings) if name.isupper()})
+    provider, meter_provider = _providers(0.0 if mode == "out" else 1.0, mode)
     call, phases = _workload(workload)
     if mode == "bare":
         call = _by_hand(phases, provider.get_tracer("bare"))
@@ -68,7 +78,6 @@ def prepare(mode: str, workload: str, shape: dict[str, Any]) -> tuple[Callable[[
     elif mode != "off":
         import inferspan
 
-        settings = dict(pair.split("=") for pair in mode.partition(":")[2].split("+") if pair)
         inferspan.instrument(tracer_provider=provider, meter_provider=meter_provider, **settings)
     return call, provider.force_flush
 
@@ -129,7 +138,7 @@ def shape_of(workload: str) -> dict[str, Any]:
     }
 
 
-def _providers(ratio: float) -> tuple[Any, Any]:
+def _providers(ratio: float, mode: str = "ours") -> tuple[Any, Any]:
     from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
     from opentelemetry.sdk.metrics import MeterProvider
     from opentelemetry.sdk.metrics.export import InMemoryMetricReader
@@ -143,7 +152,16 @@ def _providers(ratio: float) -> tuple[Any, Any]:
             return SpanExportResult.SUCCESS
 
     provider = TracerProvider(sampler=ParentBased(TraceIdRatioBased(ratio)))
-    provider.add_span_processor(BatchSpanProcessor(Drop()))
+    if mode == "native":
+        from fastotel import OTLPSpanProcessor
+
+        provider.add_span_processor(OTLPSpanProcessor(endpoint=os.environ[SINK]))
+    elif mode == "sent":
+        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+
+        provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(os.environ[SINK])))
+    else:
+        provider.add_span_processor(BatchSpanProcessor(Drop()))
     return provider, MeterProvider([InMemoryMetricReader()])
 
 
