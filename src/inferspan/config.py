@@ -27,6 +27,12 @@ MEASURES = ("gpu_time", "memory", "flops", "energy", "leaks", "compiles")
 HOST_ALLOCATIONS = "host_allocations"
 DEVICE_DETAILS = ("slow", "gpm", "xid")
 RANKS_MAX = 65536
+PROFILES: Mapping[str, Mapping[str, Any]] = {
+    "lean": {"metrics": False, "process_stats": False, "measure": frozenset({"gpu_time"}), "devices": "never"},
+    "standard": {},
+    "full": {"layers": "transformer", "devices_detail": frozenset(DEVICE_DETAILS)},
+}
+"""The defaults of settings that a profile changes."""
 CONTENT_MODES = ("NO_CONTENT", "SPAN_ONLY", "EVENT_ONLY", "SPAN_AND_EVENT")
 
 
@@ -34,6 +40,7 @@ CONTENT_MODES = ("NO_CONTENT", "SPAN_ONLY", "EVENT_ONLY", "SPAN_AND_EVENT")
 class Settings:
     """The settings of one ``instrument()``; the meaning of each is in ``SETTINGS``."""
 
+    profile: str = "standard"
     hooks: frozenset[str] = HOOKS_DEFAULT
     modules: frozenset[str] = frozenset({"eval"})
     capture_content: str = "NO_CONTENT"
@@ -156,6 +163,9 @@ def _opted_in(text: str) -> bool:
 
 # fmt: off
 SETTINGS: tuple[Setting, ...] = (
+    Setting("profile", "INFERSPAN_PROFILE", _one_of(*PROFILES), ", ".join(PROFILES),
+        "How much is recorded, where a setting of its own does not say otherwise. `lean`: traces with tokens, times "
+        "and GPU time, no metrics (docs/performance.md has what is saved); `full`: layers and all device details too"),
     Setting("hooks", "INFERSPAN_HOOKS", _names(HOOKS), "comma list of " + ", ".join(HOOKS),
         "Which parts of the libraries are instrumented. Leave out `models` to have no spans for models called directly "
         "(evaluation loops), `modules` to have none for plain torch modules, `tokenizers` to have none for tokenizers "
@@ -236,16 +246,17 @@ def load(keywords: Mapping[str, Any], environ: Mapping[str, str] | None = None) 
         ValueError: a keyword with a value that is not allowed.
     """
     environ = os.environ if environ is None else environ
-    values: dict[str, Any] = {}
-    for setting in SETTINGS:
-        found = None if setting.field in keywords else _from_environment(setting, environ)
-        if found is not None:
-            values[setting.field] = found
     by_field = {setting.field: setting for setting in SETTINGS}
+    given: dict[str, Any] = {}
     for name, value in keywords.items():
         if name not in by_field:
             raise TypeError(f"instrument() got an unexpected keyword argument {name!r}{_nearest(name, by_field)}")
-        values[name] = _from_keyword(by_field[name], value)
+        given[name] = _from_keyword(by_field[name], value)
+    values: dict[str, Any] = {}
+    for setting in SETTINGS:  # the profile first: it says what the others are by default
+        default = PROFILES[values.get("profile", "standard")].get(setting.field, default_of(setting))
+        found = given.get(setting.field)
+        values[setting.field] = _from_environment(setting, environ, default) if found is None else found
     _warn_of_unknown(environ)
     return Settings(**values)
 
@@ -255,7 +266,7 @@ def default_of(setting: Setting) -> Any:
     return next(field.default for field in fields(Settings) if field.name == setting.field)
 
 
-def _from_environment(setting: Setting, environ: Mapping[str, str]) -> Any:
+def _from_environment(setting: Setting, environ: Mapping[str, str], default: Any) -> Any:
     for variable in variables(setting):
         text = environ.get(variable)
         if text is None or not text.strip():
@@ -263,11 +274,10 @@ def _from_environment(setting: Setting, environ: Mapping[str, str]) -> Any:
         try:
             return setting.parse(text)
         except ValueError:
-            default = default_of(setting)
             shown = ",".join(sorted(default)) if isinstance(default, frozenset) else default
             warn(f"{variable}={text!r} is not allowed (allowed: {setting.allowed}); {shown!r} is used instead")
-            return None
-    return None
+            return default
+    return default
 
 
 def _from_keyword(setting: Setting, value: Any) -> Any:

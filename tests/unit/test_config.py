@@ -12,6 +12,7 @@ import inferspan
 from inferspan import config
 from inferspan.config import HOOKS, MEASURES, SETTINGS, Settings, load
 from inferspan.core import current
+from inferspan.faults import InferspanWarning
 from inferspan.instrumentor import InferspanInstrumentor
 from support.recorder import Recorder
 
@@ -41,6 +42,7 @@ DEFAULTS = {
     "layers": "",
     "layers_every": 1,
     "layers_max": 128,
+    "profile": "standard",
     "flush_timeout": 30.0,
     "flush_at_rest": "auto",
     "fast_path": True,
@@ -54,6 +56,7 @@ DEFAULTS = {
 
 # Variable, text, field, value. At least one for each row of SETTINGS.
 TAKEN = [
+    ("INFERSPAN_PROFILE", " Standard ", "profile", "standard"),
     ("INFERSPAN_HOOKS", " pipelines , models ", "hooks", frozenset({"pipelines", "models"})),
     ("INFERSPAN_HOOKS", ",", "hooks", frozenset()),
     ("INFERSPAN_MODULES", "eval, shop.models.Ranker", "modules", frozenset({"eval", "shop.models.Ranker"})),
@@ -122,6 +125,7 @@ REFUSED = [
     ("INFERSPAN_GPU_TIMERS_MAX", "100001", "0 to 100000", "2048"),
     ("INFERSPAN_LAYERS_EVERY", "0", "1 to 1000000", "1"),
     ("INFERSPAN_LAYERS_MAX", "0", "1 to 10000", "128"),
+    ("INFERSPAN_PROFILE", "thin", "lean, standard, full", "'standard'"),
     ("INFERSPAN_FLUSH_AT_REST", "sometimes", "auto, always, never", "'auto'"),
     ("INFERSPAN_FLUSH_TIMEOUT", "-1", "0 to 3600 seconds", "30.0"),
     ("INFERSPAN_FLUSH_TIMEOUT", "3601", "0 to 3600 seconds", "30.0"),
@@ -161,6 +165,7 @@ KEYWORDS_TAKEN = [
     ("layers", 2, "2"),
     ("layers_every", 100, 100),
     ("layers_max", 6, 6),
+    ("profile", "full", "full"),
     ("flush_at_rest", "always", "always"),
     ("flush_timeout", 1, 1.0),
     ("flush_timeout", 0.25, 0.25),
@@ -204,6 +209,7 @@ KEYWORDS_REFUSED = [
     ("layers", True),
     ("layers_every", 0),
     ("layers_max", 0),
+    ("profile", "fast"),
     ("flush_at_rest", True),
     ("flush_timeout", True),
     ("flush_timeout", float("nan")),
@@ -357,6 +363,28 @@ def test_keyword_with_a_wrong_value_raises(field: str, value: Any) -> None:
     assert str(caught.value) == f"{field}={shown!r} is not allowed (allowed: {allowed})"
 
 
+def test_profile_changes_the_defaults_of_other_settings() -> None:
+    lean, full = config.load({}, {"INFERSPAN_PROFILE": "lean"}), config.load({"profile": "full"}, {})
+
+    assert (lean.metrics, lean.process_stats, lean.measure, lean.devices) == (False, False, {"gpu_time"}, "never")
+    assert (full.layers, full.devices_detail) == ("transformer", set(config.DEVICE_DETAILS))
+    assert (full.metrics, full.measure) == (True, set(MEASURES))
+
+
+def test_setting_of_its_own_wins_over_the_profile() -> None:
+    environ = {"INFERSPAN_PROFILE": "lean", "INFERSPAN_METRICS": "true"}
+    found = config.load({"measure": "flops"}, environ)
+
+    assert (found.metrics, found.measure, found.process_stats) == (True, {"flops"}, False)
+
+
+def test_wrong_value_is_replaced_by_what_the_profile_says() -> None:
+    with pytest.warns(InferspanWarning, match="False is used instead"):
+        found = config.load({"profile": "lean"}, {"INFERSPAN_METRICS": "on"})
+
+    assert found.metrics is False
+
+
 def test_keyword_wins_over_the_environment() -> None:
     settings, said = warned({"INFERSPAN_CHILDREN_MAX": "1"}, children_max=2)
 
@@ -462,6 +490,7 @@ def test_environment_variable_module_lists_only_names_of_our_own() -> None:
         "OTEL_INFERSPAN_MODELS_MAX",
         "OTEL_INFERSPAN_MODULES",
         "OTEL_INFERSPAN_PROCESS_STATS",
+        "OTEL_INFERSPAN_PROFILE",
         "OTEL_INFERSPAN_QUEUE_MAX",
         "OTEL_INFERSPAN_RANKS",
         "OTEL_INFERSPAN_TOKEN_POINTS_MAX",

@@ -99,6 +99,7 @@ def test_extras(project: dict[str, Any]) -> None:
 
 def test_settings_and_their_variables() -> None:
     assert {setting.field: config.variables(setting) for setting in config.SETTINGS} == {
+        "profile": ("INFERSPAN_PROFILE", "OTEL_INFERSPAN_PROFILE"),
         "hooks": ("INFERSPAN_HOOKS", "OTEL_INFERSPAN_HOOKS"),
         "modules": ("INFERSPAN_MODULES", "OTEL_INFERSPAN_MODULES"),
         "capture_content": ("OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT",),
