@@ -1,4 +1,5 @@
-"""Which functions of ours run on the calling thread in one inference, and how often: what a plan has not yet decided.
+"""Which functions run for one inference, and how often: ours on the calling thread, what a plan has not yet decided;
+ours and OpenTelemetry's where it is emitted.
 
     python benchmarks/functions.py [classification|generate|model]
 
@@ -16,21 +17,26 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import opentelemetry.context
+
 import inferspan
+from inferspan.core.state import state
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
 OURS = str(Path(inferspan.__file__).parent)
+OPENTELEMETRY = str(Path(opentelemetry.context.__file__).parents[1])
 
 
-def functions_of(call: Callable[[], Any]) -> Counter[str]:
-    """Our functions that one call runs on this thread, by file and name."""
-    found: Counter[str] = Counter()
+def functions_of(call: Callable[[], Any], *folders: str) -> Counter[str]:
+    """The functions in these folders (by default ours) that one call runs on this thread, by file and name."""
+    places, found = folders or (OURS,), Counter[str]()
 
     def profile(frame: FrameType, event: str, _: Any) -> None:
         code = frame.f_code
-        if event == "call" and code.co_filename.startswith(OURS):
-            found[f"{code.co_filename[len(OURS) + 1 :]}:{code.co_name}"] += 1
+        for folder in places if event == "call" else ():
+            if code.co_filename.startswith(folder):
+                found[f"{code.co_filename[len(folder) + 1 :]}:{code.co_name}"] += 1
 
     sys.setprofile(profile)
     try:
@@ -38,6 +44,18 @@ def functions_of(call: Callable[[], Any]) -> Counter[str]:
     finally:
         sys.setprofile(None)
     return found
+
+
+def emitting(call: Callable[[], Any]) -> tuple[Counter[str], Counter[str]]:
+    """Our functions that emit what one call has recorded, and OpenTelemetry's; on this thread instead of the worker."""
+    pipeline: Any = state.sink
+    found = []
+    for folder in (OURS, OPENTELEMETRY):
+        with pipeline._worker._emitting:  # which keeps the worker from it
+            pipeline.drain(60)
+            call()
+            found.append(functions_of(lambda: pipeline.drain(60), folder))
+    return found[0], found[1]
 
 
 def calls() -> dict[str, Callable[[], Any]]:
@@ -80,6 +98,10 @@ def main() -> None:
         print(f"{name}: {sum(counted.values())} calls of {len(counted)} functions")
         for function, number in counted.most_common():
             print(f"  {number:3d}  {function}")
+        for whose, counted in zip(("ours", "OpenTelemetry's"), emitting(call), strict=True):
+            print(f"{name}, emitted: {sum(counted.values())} calls of {len(counted)} functions of {whose}")
+            for function, number in counted.most_common(15):
+                print(f"  {number:3d}  {function}")
     recorder.close()
 
 

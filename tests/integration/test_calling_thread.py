@@ -1,4 +1,4 @@
-"""How much of ours runs on the calling thread: a number of functions, which does not depend on the machine."""
+"""How much runs for one inference: numbers of functions, which do not depend on the machine."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from support.recorder import Recorder
 # Not to be raised without a reason that stands in docs/performance.md. Two are to spare: whether the resident memory is
 # read again depends on the time since the last reading. With older versions a generation takes more calls.
 CALLS_MAX = {"classification": 62, "model": 60, "generate": 280}
+# Ours and OpenTelemetry's, where it is emitted.
+EMITTING_MAX = {"classification": (215, 280), "model": (170, 160), "generate": (340, 540)}
 
 
 def benchmark() -> ModuleType:
@@ -42,3 +44,13 @@ def test_few_functions_of_ours_run_on_the_calling_thread(
     counted = functions_of(name)
 
     assert sum(counted.values()) <= CALLS_MAX[name], counted.most_common()
+
+
+@pytest.mark.parametrize("name", EMITTING_MAX)
+def test_few_functions_run_where_it_is_emitted(recorder: Recorder, name: str) -> None:
+    functions: Any = benchmark()
+    ours, sdks = functions.emitting(functions.calls()[name])
+
+    most = EMITTING_MAX[name]
+    assert 0 < sum(ours.values()) <= most[0], ours.most_common()
+    assert 0 < sum(sdks.values()) <= most[1], sdks.most_common()

@@ -69,6 +69,7 @@ _DEFAULT_LIMITS = SpanLimits()
 _NOTHING = SpanProcessor()
 _PASSIVE = (SpanProcessor, BatchSpanProcessor, SimpleSpanProcessor)
 _GROUPS = (SynchronousMultiSpanProcessor, ConcurrentMultiSpanProcessor)
+_TEXT = frozenset((str,))
 _PLAIN = frozenset((str, bool, int, float))
 _EVEN_SAMPLERS = (sampling.StaticSampler, sampling.TraceIdRatioBased)
 _ASKED_BY_PARENT = (
@@ -294,7 +295,8 @@ class DirectWriter(TracerWriter):
         )
 
     def _give(self, attributes: Attributes, **facts: Any) -> None:
-        if not all(name and type(name) is str and type(value) in _PLAIN for name, value in attributes.items()):
+        has_names = _TEXT.issuperset(map(type, attributes)) and "" not in attributes
+        if not (has_names and _PLAIN.issuperset(map(type, attributes.values()))):
             # what the program has set may be anything: the SDK says what can be exported
             attributes = BoundedAttributes(attributes=attributes)
         tracer = self._tracer
