@@ -12,8 +12,8 @@ Modes:
     out      the same, sampled out by a parent-based ratio sampler
     sent     as ours, but sent by the SDK's exporter (OTLP over HTTP) to a server in another process
     native   as sent, by fastotel, which encodes and sends without the interpreter; where it is installed
-    llmetry  opentelemetry-instrumentation-transformers, openlit and genai: OpenLIT's and genai-otel-instrument's, where
-             they are installed and the workload is one that they see
+    llmetry  opentelemetry-instrumentation-transformers, where it is installed and the workload is one that it sees
+    openlit  OpenLIT, and genai: genai-otel-instrument, likewise; they send, so ``sent`` is what to compare them with
 
 Settings and environment variables may follow: ``ours:metrics=false+measure=flops``,
 ``sent:OTEL_BSP_MAX_EXPORT_BATCH_SIZE=64``. But for ``sent`` and ``native``, spans go through a BatchSpanProcessor whose
@@ -88,18 +88,17 @@ def _peer(mode: str, provider: Any, meter_provider: Any) -> None:
 
         TransformersInstrumentor().instrument(tracer_provider=provider)
         return
-    from opentelemetry import metrics, trace
-
-    trace.set_tracer_provider(provider)
-    metrics.set_meter_provider(meter_provider)
+    # these make providers of their own, which send: to be compared with ``sent``
+    os.environ["OTEL_EXPORTER_OTLP_ENDPOINT"] = os.environ[SINK].removesuffix("/v1/traces")
+    os.environ["OTEL_EXPORTER_OTLP_PROTOCOL"] = "http/protobuf"
     if mode == "openlit":
         import openlit
 
-        openlit.init(tracer=provider.get_tracer("openlit"), collect_gpu_stats=False, disable_batch=False)
+        openlit.init(collect_gpu_stats=False)
     else:
         import genai_otel
 
-        genai_otel.instrument(enable_gpu_metrics=False, enable_cost_tracking=False)
+        genai_otel.instrument(enable_gpu_metrics=False)
 
 
 def shape_of(workload: str) -> dict[str, Any]:
