@@ -193,7 +193,7 @@ SETTINGS: tuple[Setting, ...] = (
         "Whether CPU time and resident memory of the process are read at each inference"),
     Setting("measure", "INFERSPAN_MEASURE", _names((*MEASURES, HOST_ALLOCATIONS)),
         "comma list of " + ", ".join((*MEASURES, HOST_ALLOCATIONS)),
-        "What is measured of each inference: `gpu_time` by CUDA events, `memory` of the device's allocator, `flops` in "
+        "What is measured of each inference: `gpu_time` by events, `memory` of the device's allocator, `flops` in "
         "closed form, `energy` and clock of the board, `leaks` by a trend test, `compiles` of torch.compile. Off by "
         "default: `host_allocations`, Python's own by phase, since `tracemalloc` slows the program down"),
     Setting("gpu_timers_max", "INFERSPAN_GPU_TIMERS_MAX", _integer(0, 100000), "0 to 100000",

@@ -214,7 +214,8 @@ RANK = _attribute("inferspan.rank", "int",
 GPU_TIME = _attribute("inferspan.gpu.time", "double",
     "Time on the accelerator, between events on the current stream of the input's device; it includes the gaps in "
     "which the device waited for the host", unit="s",
-    absent="not on CUDA, ROCm or XPU; inside the capture of a graph; or the device did not answer within 5 s")
+    absent="on the CPU, on MPS, or where torch has no timed events for the device; inside the capture of a graph; or "
+    "the device did not answer within 5 s")
 GPU_BUSY_SHARE = _attribute("inferspan.gpu.busy_share", "double",
     "GPU time / duration of the inference: the rest was tokenization, detokenization and waiting", unit="1",
     absent="no GPU time")

@@ -8,6 +8,7 @@ Time on it passes only by :meth:`FakeGpu.work`, is done by :meth:`FakeGpu.finish
 from __future__ import annotations
 
 import sys
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -135,7 +136,7 @@ class FakeGpu:
                 }
             },
             "reserved_bytes": {"all": {"current": self.reserved * counted}},
-            "inactive_split_bytes": {"all": {"current": self.inactive * counted}},
+            "inactive_split_bytes": {"all": {"current": self.inactive * counted, "allocated": self.reserved * counted}},
             "num_alloc_retries": self.retries,
             "num_ooms": self.failures,
         }
@@ -147,10 +148,35 @@ class FakeGpu:
 
 
 class FakeTorch:
-    """What of torch the accelerator looks at."""
+    """What of torch the accelerator looks at: the module of one kind, and what it has for all kinds (``general``)."""
 
-    def __init__(self, gpu: FakeGpu) -> None:
-        self.cuda = gpu
+    def __init__(self, gpu: Any, kind: str = "cuda", **general: Any) -> None:
+        self.__dict__.update({kind: gpu}, **general)
+
+
+class FakeGeneral:
+    """What ``torch.accelerator`` is to the library: it knows one kind."""
+
+    def __init__(self, gpu: FakeGpu, kind: str) -> None:
+        self.gpu = gpu
+        self.kind = kind
+
+    def current_accelerator(self) -> SimpleNamespace:
+        return SimpleNamespace(type=self.kind)
+
+    def current_stream(self, index: int) -> tuple[str, int]:
+        return self.gpu.current_stream(index)
+
+    def memory_stats(self, index: int) -> dict[str, Any]:
+        return flat(self.gpu.memory_stats_as_nested_dict(index))
+
+
+def flat(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """As torch flattens its statistics: ``allocated_bytes.all.current``."""
+    found: dict[str, Any] = {}
+    for name, value in nested.items():
+        found.update(flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value})
+    return found
 
 
 def obeyed(gpu: FakeGpu) -> bool:
@@ -159,8 +185,11 @@ def obeyed(gpu: FakeGpu) -> bool:
     return True
 
 
-def install(gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch, *, as_host: bool = False) -> None:
-    """Have the library find it under ``cuda``. ``as_host``: real models that run on the CPU count as running on it."""
+def install(
+    gpu: Any, monkeypatch: pytest.MonkeyPatch, *, as_host: bool = False, kind: str = "cuda", **general: Any
+) -> None:
+    """Have the library find it as ``torch.<kind>``. ``as_host``: real models that run on the CPU count as running on
+    it. ``general``: what torch has beside it."""
     monkeypatch.setattr(accelerator, "_known", {})
     monkeypatch.setattr(accelerator, "captures", Captures())
     if as_host:
@@ -168,7 +197,7 @@ def install(gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch, *, as_host: bool = Fa
         monkeypatch.setattr(TorchDescriber, "device_of", TorchDescriber.device_of)
         stand_in(gpu)
     else:
-        monkeypatch.setitem(sys.modules, "torch", FakeTorch(gpu))  # type: ignore[arg-type]
+        monkeypatch.setitem(sys.modules, "torch", FakeTorch(gpu, kind, **general))  # type: ignore[arg-type]
 
 
 def stand_in(gpu: FakeGpu) -> None:

@@ -152,7 +152,20 @@ INTEGRATIONS: tuple[Integration, ...] = (
         },
         always=True,
     ),
-    Integration("graphs", TORCH, ".torch.graphs", {"torch.cuda.graphs": "install"}, measure="gpu_time"),
+    Integration(
+        "graphs",
+        TORCH,
+        ".torch.graphs",
+        {
+            "torch.cuda.graphs": "install",
+            "torch.xpu.graphs": "install",
+            "torch.mtia.mtia_graph": "install",
+            "torch.accelerator.graphs": "install",
+            "torch_npu.npu.graphs": "install",
+        },
+        needs=(Library("torch_npu"),),
+        measure="gpu_time",
+    ),
     Integration("compilation", TORCH, ".torch.compilation", {"torch._dynamo.utils": "install"}, measure="compiles"),
     Integration(
         "multiprocessing",

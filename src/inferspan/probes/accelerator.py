@@ -1,7 +1,7 @@
 """GPUs and their like through torch: time on them and what their allocator holds, behind the few functions we need.
 
-CUDA and ROCm (``torch.cuda``) and XPU (``torch.xpu``) time with events; MPS has events too, but reading them waits
-for the device, so there only memory is read. What torch does not offer is ``None``.
+Any kind of device that torch has a module for; what of it can be read :mod:`inferspan.probes.kinds` finds out, and what
+cannot is ``None``.
 
 Nothing here waits for a device, makes a context on one, or allocates there. Events are recorded on the current stream
 of the device, never inside the capture of a graph, and read later by ``query()``. A query by any thread while a
@@ -15,30 +15,12 @@ import sys
 import weakref
 from collections import deque
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any
 
 from inferspan import faults
+from inferspan.probes import kinds
 from inferspan.probes.captures import captures
-
-_TIMED = ("cuda", "xpu")
-_KINDS = (*_TIMED, "mps")
-
-
-class Memory(NamedTuple):
-    """One reading of an allocator, in bytes and counts since the process began.
-
-    ``peak`` is the highest ``allocated`` since the program last reset it, ``handed_out`` the sum of all allocations,
-    ``inactive`` what lies in blocks that are split and can be neither used whole nor given back, ``retries`` how often
-    the cache was emptied to satisfy a request.
-    """
-
-    allocated: int
-    reserved: int | None = None
-    peak: int | None = None
-    handed_out: int | None = None
-    inactive: int | None = None
-    retries: int | None = None
-    failures: int | None = None
+from inferspan.probes.kinds import Memory
 
 
 class Accelerator:
@@ -50,7 +32,10 @@ class Accelerator:
         self._torch = torch_module
         self._events: deque[Any] = deque()
         self._pending: weakref.WeakSet[Timer] = weakref.WeakSet()
-        self._broken = kind not in _TIMED
+        self._new_event = kinds.event_maker(kind, index, torch_module)
+        self._stream = kinds.stream_getter(kind, torch_module)
+        self._is_capturing = kinds.capture_check(torch_module)
+        self._memory_readers = list(kinds.memory_readers(kind, torch_module))
         self._device_name: str | None = None
 
     @property
@@ -76,7 +61,7 @@ class Accelerator:
 
     def timer(self, pending_timers_max: int) -> Timer | None:
         """A timer that is running, or ``None`` where time on the device cannot be had (now)."""
-        if self._broken or len(self._pending) >= pending_timers_max:
+        if self._new_event is None or len(self._pending) >= pending_timers_max:
             return None
         timer = Timer(self)
         if not timer.lap():
@@ -85,40 +70,37 @@ class Accelerator:
         return timer
 
     def memory(self) -> Memory | None:
-        """What the allocator reports; ``None`` where it does not (``cudaMallocAsync`` counts nothing)."""
-        try:
-            if self.kind == "mps":
-                return Memory(int(self._torch.current_allocated_memory()), int(self._torch.driver_allocated_memory()))
-            read = getattr(self._torch, "memory_stats_as_nested_dict", None)  # XPU has it since torch 2.6
-            stats = None if read is None else read(self.index)
-            if not stats:
-                return None
-            allocated = stats["allocated_bytes"]["all"]
-            if not allocated["allocated"]:
-                return None
-            return Memory(
-                allocated["current"],
-                stats["reserved_bytes"]["all"]["current"],
-                allocated["peak"],
-                allocated["allocated"],
-                stats["inactive_split_bytes"]["all"]["current"] if "inactive_split_bytes" in stats else None,
-                stats.get("num_alloc_retries"),
-                stats.get("num_ooms"),
-            )
-        except Exception as error:  # noqa: BLE001 - the driver's errors have no type of their own on torch 2.4
-            self._failed(error)
-            return None
+        """What the allocator reports; ``None`` where it does not."""
+        for read in self._memory_readers:
+            try:
+                found = read(self.index)
+            except Exception as error:  # noqa: BLE001 - the driver's errors have no type of their own on torch 2.4
+                if not kinds.is_not_offered(error):
+                    self._failed(error)
+                    return None
+                self._memory_readers = [other for other in self._memory_readers if other is not read]
+                continue
+            if found is not None:
+                self._memory_readers = [read]  # two readings are compared: both are of the same one
+                return found
+        return None
 
     def record(self) -> Any:
         """An event, recorded on the device's current stream; ``None`` while that is captured, or after an error."""
+        if self._new_event is None:
+            return None
         try:
-            if self.kind == "cuda" and self._torch.is_current_stream_capturing():
+            stream = None if self._stream is None else self._stream(self.index)
+            is_capturing = self._is_capturing or getattr(stream, "is_capturing", None)
+            if is_capturing is not None and is_capturing():
                 return None
+            if stream is None and self._torch.current_device() != self.index:
+                return None  # without a stream it is recorded on that of the current device
             try:
                 event = self._events.popleft()
             except IndexError:
-                event = self._torch.Event(enable_timing=True)
-            event.record(self._torch.current_stream(self.index))
+                event = self._new_event()
+            event.record(*(() if stream is None else (stream,)))
             return event
         except Exception as error:  # noqa: BLE001
             self._failed(error)
@@ -130,7 +112,7 @@ class Accelerator:
 
     def is_done(self, event: Any) -> bool | None:
         """Whether the device has come past the event; ``None`` where it cannot be asked now."""
-        if self._broken or not captures.keep_out():
+        if self._new_event is None or not captures.keep_out():
             return None
         try:
             return bool(event.query())
@@ -142,7 +124,7 @@ class Accelerator:
 
     def seconds(self, events: list[Any]) -> list[float] | None:
         """Time between each two events that follow each other, the last of which is done."""
-        if self._broken or not captures.keep_out():
+        if self._new_event is None or not captures.keep_out():
             return None
         try:
             return [start.elapsed_time(end) / 1e3 for start, end in pairwise(events)]
@@ -153,13 +135,17 @@ class Accelerator:
             captures.let_in()
 
     @property
-    def is_broken(self) -> bool:
-        """Whether the driver has given an error: nothing will be read of this device any more."""
-        return self._broken
+    def has_time(self) -> bool:
+        """Whether there is time to be read of this device, now or later."""
+        return self._new_event is not None
 
     def _failed(self, error: Exception) -> None:
+        self._new_event = None
+        if kinds.is_not_offered(error):
+            faults.logger.debug("inferspan: time on %s cannot be read (%s)", self.device, error)
+            return
         # An error of the device stays with its context: what the program does next meets it too.
-        self._broken = True
+        self._memory_readers = []
         faults.warn_once(
             f"accelerator {self.device}",
             f"{self.device} gave an error ({type(error).__name__}) when its time or memory was read: "
@@ -196,7 +182,7 @@ class Timer:
         return (
             self._seconds is not None
             or len(self._events) < 2
-            or self._accelerator.is_broken
+            or not self._accelerator.has_time
             or bool(self._accelerator.is_done(self._events[-1]))
         )
 
@@ -220,21 +206,23 @@ def of(device: str | None) -> Accelerator | None:
     """The accelerator behind a device as torch writes it; ``None`` for the host, and where nothing has used it yet."""
     if not device or device == "cpu":
         return None
-    known = _known.get(device)
     kind, _, index = device.partition(":")
-    if known is None and kind not in _KINDS:
-        return None
-    module = getattr(sys.modules.get("torch"), kind, None)
+    module = kinds.module_of(kind)
     # false in a forked child, too, where the parent's context must not be touched
     if module is None or not getattr(module, "is_initialized", _always)():
         return None
-    if not index and kind != "mps":
-        device = f"{kind}:{module.current_device()}"  # "cuda" is whichever is current
-        known = _known.get(device)
+    if not index:
+        index = str(getattr(module, "current_device", _first)())  # "cuda" is whichever is current
+        device = f"{kind}:{index}"
+    known = _known.get(device)
     if known is None:
-        known = _known.setdefault(device, Accelerator(kind, int(device.partition(":")[2] or 0), module))
+        known = _known.setdefault(device, Accelerator(kind, int(index), module))
     return known
 
 
 def _always() -> bool:
     return True
+
+
+def _first() -> int:
+    return 0

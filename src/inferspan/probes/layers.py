@@ -25,7 +25,8 @@ from inferspan.core.errors import name_of
 from inferspan.core.probe import Brackets, ChildSpan, Point, Probe, Report
 from inferspan.integrations.torch.layers import ATTENTION, MLP, WHOLE, Slot, plan_of
 from inferspan.probes import accelerator
-from inferspan.probes.accelerator import Accelerator, Memory, Timer
+from inferspan.probes.accelerator import Accelerator, Timer
+from inferspan.probes.kinds import Memory
 
 if TYPE_CHECKING:
     from inferspan.core.record import Inference, Phase

@@ -14,7 +14,8 @@ from inferspan.probes import accelerator
 
 if TYPE_CHECKING:
     from inferspan.core.record import Inference
-    from inferspan.probes.accelerator import Accelerator, Memory
+    from inferspan.probes.accelerator import Accelerator
+    from inferspan.probes.kinds import Memory
 
 
 class MemoryUse:

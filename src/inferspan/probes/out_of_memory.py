@@ -18,10 +18,14 @@ if TYPE_CHECKING:
 
 _UNITS = {"bytes": 1, "B": 1, "KiB": 2**10, "KB": 2**10, "MiB": 2**20, "MB": 2**20, "GiB": 2**30, "GB": 2**30}
 _AMOUNT = r"(\d+(?:\.\d+)?) ?(bytes|[KMG]i?B|B)\b"
-_REQUESTED = re.compile(rf"(?:[Tt]ried to allocate|you tried to allocate) {_AMOUNT}")
-_FREE = re.compile(rf"of which {_AMOUNT} is free")
+_REQUESTED = re.compile(rf"(?:[Tt]ried|[Ff]ailed) to allocate {_AMOUNT}|Allocation failed for size::(\d+)")
+_FREE = re.compile(rf"of which {_AMOUNT} is free|; {_AMOUNT} free;")
 _HOST = "can't allocate memory"
-_MPS = "MPS backend out of memory"
+# Only CUDA, XPU and newer NPUs raise torch's own type. "CUDA out of memory", "MPS backend out of memory", "CUDA error:
+# out of memory"; what a small backend says, and the HPU's.
+_ON_DEVICE = re.compile(
+    rf"\b[A-Z]{{3,}}\w* (?:backend |error: )?out of memory|Failed to allocate {_AMOUNT}|Allocation failed for size::"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,14 +46,17 @@ def out_of_memory(error: BaseException) -> OutOfMemory | None:
     except Exception:  # noqa: BLE001 - the program's own class
         message = ""
     on_host = isinstance(error, MemoryError) or _HOST in message
-    if not (on_device or on_host or _MPS in message):
+    if not (on_device or on_host or _ON_DEVICE.search(message)):
         return None
     return OutOfMemory(_bytes(_REQUESTED, message), _bytes(_FREE, message), on_host)
 
 
 def _bytes(pattern: re.Pattern[str], message: str) -> int | None:
     found = pattern.search(message)
-    return None if found is None else round(float(found[1]) * _UNITS[found[2]])
+    if found is None:
+        return None
+    number, *unit = (group for group in found.groups() if group is not None)
+    return round(float(number) * _UNITS[unit[0] if unit else "bytes"])
 
 
 class OutOfMemoryProbe(Probe):
@@ -62,12 +69,16 @@ class OutOfMemoryProbe(Probe):
 
     def report(self, inference: Inference, mark: OutOfMemory | None, report: Report) -> None:
         memory: MemoryUse | None = report.results.get("memory")
-        failures = max(0 if memory is None else memory.failures(), int(mark is not None))
-        if failures:
-            device = report.results.get("device", "cpu")
-            point = Point(semconv.OUT_OF_MEMORY, failures, {semconv.DEVICE: device}, of_operation=False)
-            report.points.append(point)
+        device = report.results.get("device", "cpu")
+        failures = {device: 0 if memory is None else memory.failures()}
         if mark is not None:
+            failed_on = "cpu" if mark.on_host else device
+            failures[failed_on] = max(1, failures.get(failed_on, 0))
+        for on, count in failures.items():
+            if count:
+                report.points.append(Point(semconv.OUT_OF_MEMORY, count, {semconv.DEVICE: on}, of_operation=False))
+        if mark is not None:
+            memory = None if mark.on_host else memory  # that of the device says nothing of the host's
             after = None if memory is None else memory.after
             attributes = {
                 semconv.OOM_REQUESTED: mark.requested,

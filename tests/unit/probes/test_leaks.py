@@ -14,7 +14,7 @@ import pytest
 from inferspan import InferspanWarning, faults, semconv
 from inferspan.core.probe import Report
 from inferspan.probes import leaks
-from inferspan.probes.accelerator import Memory
+from inferspan.probes.kinds import Memory
 from inferspan.probes.leaks import ALLOCATOR, RESIDENT, Leak, Leaks, LeaksProbe, Noise
 from inferspan.probes.memory import MemoryUse
 from inferspan.probes.process import ProcessUse, ResidentMemory

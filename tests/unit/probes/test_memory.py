@@ -9,7 +9,7 @@ import pytest
 from inferspan import semconv
 from inferspan.core.probe import CallSite, Report
 from inferspan.core.record import Inference
-from inferspan.probes.accelerator import Memory
+from inferspan.probes.kinds import Memory
 from inferspan.probes.memory import MemoryProbe, MemoryUse
 from support import records
 from support.fakedevice import FakeGpu, install, obeyed

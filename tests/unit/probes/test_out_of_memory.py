@@ -6,7 +6,7 @@ import pytest
 
 from inferspan import semconv
 from inferspan.core.probe import Report
-from inferspan.probes.accelerator import Memory
+from inferspan.probes.kinds import Memory
 from inferspan.probes.memory import MemoryUse
 from inferspan.probes.out_of_memory import OutOfMemory, OutOfMemoryProbe, out_of_memory
 from support import records
@@ -27,6 +27,19 @@ MPS = (
 )
 
 
+NPU = (
+    "NPU out of memory. Tried to allocate 260.00 MiB (NPU 0; 28.50 GiB total capacity; 10.24 GiB already allocated; "
+    "10.24 GiB current active; 149.50 MiB free; 10.28 GiB reserved in total by PyTorch) If reserved memory is >> "
+    "allocated memory try setting max_split_size_mb to avoid fragmentation."
+)
+XPU = (
+    "XPU out of memory. Tried to allocate 192.00 MiB. GPU 3 has a total capacity of 31.89 GiB of which 13.25 GiB is "
+    "free. Of the allocated memory 10.43 GiB is allocated by PyTorch"
+)
+HPU = "[Rank:0] FATAL ERROR :: MODULE:PT_DEVMEM Allocation failed for size::939524096 (896)MB"
+OPENREG = "Failed to allocate 4096 bytes on openreg device 0. Allocated: 128 bytes, Reserved: 128 bytes"
+
+
 class OutOfMemoryError(RuntimeError):
     """As ``torch.OutOfMemoryError``: a RuntimeError, by that name in every version."""
 
@@ -38,12 +51,22 @@ class OutOfMemoryError(RuntimeError):
         (OutOfMemoryError("something new"), OutOfMemory(None, None, False)),
         (RuntimeError(CPU), OutOfMemory(40_000_000_000_000, None, True)),
         (RuntimeError(MPS), OutOfMemory(300 << 20, None, False)),
+        (RuntimeError(NPU), OutOfMemory(260 << 20, int(149.5 * 2**20), False)),
+        (OutOfMemoryError(XPU), OutOfMemory(192 << 20, int(13.25 * 2**30), False)),
+        (RuntimeError(HPU), OutOfMemory(939524096, None, False)),
+        (RuntimeError(OPENREG), OutOfMemory(4096, None, False)),
+        (RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be"), OutOfMemory(None, None, False)),
+        (RuntimeError("the worker ran out of memory"), None),
+        (RuntimeError("Failed to allocate a port"), None),
         (MemoryError(), OutOfMemory(None, None, True)),
         (RuntimeError("shapes do not match"), None),
         (ValueError(CUDA_2_4), None),
     ],
-    ids=["cuda", "unknown words", "cpu", "mps", "python", "another error", "another type"],
-)
+    ids=[
+        "cuda", "unknown words", "cpu", "mps", "npu", "xpu", "hpu", "openreg", "driver", "program's words",
+        "another allocation", "python", "another error", "another type",
+    ],
+)  # fmt: skip
 def test_what_the_error_says(error: BaseException, expected: OutOfMemory | None) -> None:
     assert out_of_memory(error) == expected
 
@@ -105,6 +128,20 @@ def test_event_has_what_was_asked_for_and_what_was_held() -> None:
     assert [(point.metric, point.value, point.attributes, point.of_operation) for point in report.points] == [
         (semconv.OUT_OF_MEMORY, 1, {semconv.DEVICE: "cuda:0"}, False)
     ]
+
+
+def test_the_hosts_memory_is_not_the_devices() -> None:
+    """The program caught one failure on the device, and ended by one of the host."""
+    report = Report(results={"device": "npu:1"})
+    memory = report.results["memory"] = MemoryUse("npu:1", Memory(1, failures=3))
+    memory.after = Memory(100, 1000, failures=4)
+    OutOfMemoryProbe().report(records.ended(records.inference()), OutOfMemory(7, None, True), report)
+    assert [(point.value, point.attributes) for point in report.points] == [
+        (1, {semconv.DEVICE: "npu:1"}),
+        (1, {semconv.DEVICE: "cpu"}),
+    ]
+    (event,) = report.events
+    assert {name: value for name, value in event.attributes.items() if value is not None} == {semconv.OOM_REQUESTED: 7}
 
 
 def test_an_error_is_kept_only_if_it_is_one_of_memory() -> None:

@@ -43,7 +43,7 @@ class TorchDescriber:
             spread = getattr(model, "__dict__", {}).get("hf_device_map")
             if isinstance(spread, dict) and spread:
                 first = next(iter(spread.values()))
-                return f"cuda:{first}" if isinstance(first, int) else str(first)
+                return f"{_accelerator_of(model)}:{first}" if isinstance(first, int) else str(first)
         return of_input
 
     def witness(self, model: Any) -> _Witness | None:
@@ -104,6 +104,13 @@ class _Witness:
         if layer is not None:
             seen += (*layer.active_adapters, None, *layer.merged_adapters, layer.disable_adapters)
         return seen
+
+
+def _accelerator_of(model: Any) -> str:
+    """The kind of device that weights of it are on, other than the host: a map of devices has bare numbers."""
+    weights = model.parameters() if hasattr(model, "parameters") else ()
+    kinds = (weight.device.type for weight in weights)
+    return next((kind for kind in kinds if kind not in ("cpu", "meta")), "cuda")
 
 
 def is_replica(model: Any) -> bool:

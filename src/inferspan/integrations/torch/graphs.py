@@ -1,7 +1,8 @@
-"""CUDA graphs: while one is captured, no thread of ours may ask CUDA anything (:mod:`inferspan.probes.accelerator`).
+"""Graphs of a device: while one is captured, no thread of ours may ask it anything (:mod:`inferspan.probes.captures`).
 
 ``torch.cuda.graph``, ``make_graphed_callables`` and the graph trees of ``mode="reduce-overhead"`` all capture through
-``torch.cuda.CUDAGraph``. Newer versions end a capture in ``capture_end_pre``.
+``torch.cuda.CUDAGraph``. The other kinds have classes like it, and since 2.15 ``torch.accelerator.Graph`` captures for
+any of them, past their own. Newer versions end a capture in ``capture_end_pre``.
 """
 
 from __future__ import annotations
@@ -15,10 +16,11 @@ from inferspan.probes.captures import captures
 
 
 def install(module: ModuleType, patches: Patches) -> None:
-    graph = module.CUDAGraph
-    patches.wrap(graph, "capture_begin", _capture_begin)
-    for name in ("capture_end_pre", "capture_end"):
-        patches.wrap(graph, name, _capture_end)
+    for graph in list(vars(module).values()):
+        if isinstance(graph, type) and not graph.__module__.endswith("._C"):  # their bases are in C++
+            patches.wrap(graph, "capture_begin", _capture_begin)
+            for name in ("capture_end_pre", "capture_end"):
+                patches.wrap(graph, name, _capture_end)
 
 
 def _capture_begin(original: Callable[..., Any]) -> Callable[..., Any]:

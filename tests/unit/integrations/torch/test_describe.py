@@ -175,6 +175,14 @@ def test_device_of_a_call(spread: Any, of_input: str | None, device: str | None)
     assert TorchDescriber().device_of(model, of_input) == device
 
 
+def test_a_number_is_of_the_kind_of_device_that_the_weights_are_on() -> None:
+    model = Net("gpt2")
+    vars(model)["hf_device_map"] = {"a": 1, "b": "cpu"}
+    weights = [SimpleNamespace(device=SimpleNamespace(type=kind)) for kind in ("meta", "cpu", "npu")]
+    vars(model)["parameters"] = lambda: iter(weights)
+    assert TorchDescriber().device_of(model, "cpu") == "npu:1"
+
+
 # Ids
 
 

@@ -1,13 +1,14 @@
-"""Captures of CUDA graphs, seen through ``torch.cuda.CUDAGraph``: begun, ended, failed."""
+"""Captures of graphs, seen through ``torch.cuda.CUDAGraph`` and its like of other kinds: begun, ended, failed."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from importlib import import_module
 from types import ModuleType
 
 import pytest
 
-from inferspan.integrations.patching import Patches
+from inferspan.integrations.patching import Patches, is_ours
 from inferspan.integrations.torch import graphs
 from inferspan.probes import accelerator
 from inferspan.probes.captures import Captures
@@ -45,7 +46,8 @@ def patched(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(accelerator, "captures", captures)
     monkeypatch.setattr(graphs, "captures", captures)
     module, patches = ModuleType("graphs"), Patches()
-    module.CUDAGraph = Graph  # type: ignore[attr-defined]
+    module.NPUGraph = Graph  # type: ignore[attr-defined]
+    module.make_graphed_callables = lambda: None  # type: ignore[attr-defined]
     graphs.install(module, patches)
     yield
     patches.undo()
@@ -80,3 +82,31 @@ def test_a_capture_that_fails_is_over(fails: str) -> None:
     with pytest.raises(RuntimeError, match=fails):
         capture()
     assert _readable()
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [
+        ("torch.cuda.graphs", "CUDAGraph"),
+        ("torch.xpu.graphs", "XPUGraph"),
+        ("torch.mtia.mtia_graph", "MTIAGraph"),
+        ("torch.accelerator.graphs", "Graph"),
+    ],
+)
+def test_classes_of_the_installed_torch(module: str, name: str) -> None:
+    """What this torch has of them is patched, each by its own methods, and the bases in C++ are left alone."""
+    torch = pytest.importorskip("torch")
+    try:
+        found = import_module(module)
+    except ImportError:
+        pytest.skip(f"torch {torch.__version__} has no {module}")
+    patches = Patches()
+    graphs.install(found, patches)
+    try:
+        kind = getattr(found, name)
+        assert is_ours(vars(kind)["capture_begin"])
+        assert is_ours(vars(kind)["capture_end"])
+        assert not hasattr(vars(kind.__mro__[1]).get("capture_begin"), "_inferspan_wrapper")
+    finally:
+        patches.undo()
+    assert not is_ours(vars(kind)["capture_begin"])
