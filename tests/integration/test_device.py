@@ -5,6 +5,9 @@ What only a real one can show is in tests/gpu.
 
 from __future__ import annotations
 
+import ast
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -62,6 +65,53 @@ def measured(recorder: Recorder, name: str) -> dict[str, Any]:
         key.removeprefix("inferspan."): round(value, 6) if isinstance(value, float) else value
         for key, value in recorder.attributes(name).items()
         if key.startswith(kept) and key != semconv.GPU_BUSY_SHARE
+    }
+
+
+# -- any kind ----------------------------------------------------------------------------------------------------
+
+THIRD_PARTY = """
+import torch
+from inferspan.integrations.torch.describe import TorchDescriber
+from support import mlp
+from support.fakedevice import FakeGpu, obeyed
+from support.recorder import Recorder
+
+gpu = FakeGpu("Third party")
+torch.utils.rename_privateuse1_backend("third")
+torch._register_device_module("third", gpu)
+assert torch.get_device_module("third:1") is gpu
+TorchDescriber.device_of = lambda self, model, of_input: "third:1"  # there is no such device to put a tensor on
+
+recorder = Recorder()
+recorder.instrument(measure=("gpu_time", "memory"))
+model = mlp.seeded()
+model.register_forward_hook(lambda *_: (gpu.work(0.25), gpu.finish(), gpu.allocate(500)) and None)
+gpu.allocate(1000)
+model(torch.ones(1, 8))
+found = recorder.span("forward").attributes
+kept = ("inferspan.gpu.time", "inferspan.gpu.pending", "inferspan.memory.")
+print({key[10:]: found[key] for key in found if key.startswith(kept)})
+assert obeyed(gpu)
+recorder.close()
+"""
+
+
+def test_a_third_partys_device_is_measured_like_any() -> None:
+    """Registered by torch's own means, as a backend in a package of its own is."""
+    path = f"import sys; sys.path[:] = {sys.path!r}\n"
+    done = subprocess.run([sys.executable, "-c", path + THIRD_PARTY], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert ast.literal_eval(done.stdout) == {
+        "gpu.time": 0.25,
+        "gpu.pending": False,
+        "memory.before": 1000,
+        "memory.after": 1500,
+        "memory.allocated": 500,
+        "memory.peak": 1500,
+        "memory.activations": 500,
+        "memory.reserved": 1 << 30,
+        "memory.fragmentation": 0.0,
     }
 
 

@@ -208,21 +208,12 @@ def of(device: str | None) -> Accelerator | None:
         return None
     kind, _, index = device.partition(":")
     module = kinds.module_of(kind)
-    # false in a forked child, too, where the parent's context must not be touched
-    if module is None or not getattr(module, "is_initialized", _always)():
+    if module is None or not kinds.is_initialized(module):
         return None
     if not index:
-        index = str(getattr(module, "current_device", _first)())  # "cuda" is whichever is current
+        index = str(module.current_device() if hasattr(module, "current_device") else 0)  # "cuda" is the current one
         device = f"{kind}:{index}"
     known = _known.get(device)
     if known is None:
         known = _known.setdefault(device, Accelerator(kind, int(index), module))
     return known
-
-
-def _always() -> bool:
-    return True
-
-
-def _first() -> int:
-    return 0

@@ -42,6 +42,13 @@ def module_of(kind: str) -> Any:
     return None if kind in _HOSTS else getattr(sys.modules.get("torch"), kind, None)
 
 
+def is_initialized(module: Any) -> bool:
+    """Whether the program uses it, in this process: a forked child must not touch its parent's context."""
+    initialized = getattr(module, "is_initialized", None)
+    forked = getattr(module, "_is_in_bad_fork", None)  # torch itself asks the module of each kind for it
+    return (initialized is None or bool(initialized())) and (forked is None or not forked())
+
+
 def event_maker(kind: str, index: int, module: Any) -> Callable[[], Any] | None:
     """What makes an event that times; ``None`` where there is none, or none that can be read without waiting."""
     if kind in _WAITING:

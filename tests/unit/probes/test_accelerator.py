@@ -61,6 +61,14 @@ def test_a_known_device_is_gone_in_a_forked_child(gpu: FakeGpu) -> None:
     assert accelerator.of("cuda:0") is None
 
 
+def test_a_forked_child_is_told_by_a_kind_that_stays_initialised(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = FakeGpu()
+    install(gpu, monkeypatch, kind="npu")
+    assert of("npu:0").device == "npu:0"
+    gpu._is_in_bad_fork = lambda: True  # type: ignore[attr-defined]
+    assert accelerator.of("npu:0") is None
+
+
 # -- time --------------------------------------------------------------------------------------------------------
 
 
