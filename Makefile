@@ -8,7 +8,7 @@ WORKERS ?= 2
 IN_VENV = @$(PYTHON) scripts/environment.py
 IN_OLDEST = @$(PYTHON) scripts/environment.py --oldest
 
-.PHONY: help demo quick test test-oldest backends e2e lint type docs clean
+.PHONY: help demo quick test test-oldest backends e2e openreg lint type docs clean
 .NOTPARALLEL:
 
 help: ## this list
@@ -31,6 +31,9 @@ backends: ## builds Collector, Jaeger, Prometheus and Alertmanager for `make e2e
 
 e2e: backends ## the tests with these real backends alone
 	$(IN_VENV) test pytest tests/e2e $(ARGS)
+
+openreg: ## the tests on torch's open-registration device, from the folder in INFERSPAN_OPENREG
+	$(IN_VENV) test pytest tests/openreg $(ARGS)
 
 lint: ## ruff: rules and format
 	$(IN_VENV) test ruff check .
