@@ -8,7 +8,7 @@ WORKERS ?= 2
 IN_VENV = @$(PYTHON) scripts/environment.py
 IN_OLDEST = @$(PYTHON) scripts/environment.py --oldest
 
-.PHONY: help demo quick test test-oldest backends e2e openreg lint type docs clean
+.PHONY: help demo quick test test-oldest backends e2e openreg gpu-pack gpu-test lint type docs clean
 .NOTPARALLEL:
 
 help: ## this list
@@ -35,6 +35,12 @@ e2e: backends ## the tests with these real backends alone
 openreg: ## the tests on torch's open-registration device, from the folder in INFERSPAN_OPENREG
 	$(IN_VENV) test pytest tests/openreg $(ARGS)
 
+gpu-pack: ## packs what `make gpu-test` needs on a machine without a package index into .gpu-wheels
+	@$(PYTHON) scripts/gpu_tests.py pack
+
+gpu-test: ## the tests that need a GPU, by a PYTHON that has torch, transformers and pytest
+	@$(PYTHON) scripts/gpu_tests.py test $(ARGS)
+
 lint: ## ruff: rules and format
 	$(IN_VENV) test ruff check .
 	$(IN_VENV) test ruff format --check .
@@ -46,5 +52,5 @@ docs: ## writes the generated parts of docs/ and README.md anew
 	$(IN_VENV) test python scripts/docs.py $(ARGS)
 
 clean: ## removes the environments, caches and builds
-	rm -rf .venv .venv-oldest .mypy_cache .pytest_cache .ruff_cache build dist
+	rm -rf .venv .venv-oldest .gpu-wheels .mypy_cache .pytest_cache .ruff_cache build dist
 	find src tests scripts -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -41,7 +41,7 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
     board = subprocess.run(query, capture_output=True, text=True, check=False).stdout.strip() or "no nvidia-smi"
     versions = f"torch {torch.__version__}, transformers {transformers.__version__}, Python {sys.version.split()[0]}"
     terminalreporter.write_sep("=", "docs/gpu-results.md")
-    terminalreporter.write_line(f"{date.today()}, {board}, {versions}: pytest tests/gpu\n")
+    terminalreporter.write_line(f"{date.today()}, {board}, {versions}: make gpu-test\n")
     terminalreporter.write_line("| what | measured |\n| --- | --- |")
     for what, figure in _rows:
         terminalreporter.write_line(f"| {what} | {figure} |")

@@ -1,6 +1,6 @@
 """What inferspan says of an inference on a real GPU, beside what torch's own tools say of the same work.
 
-Skipped without CUDA. ``pytest tests/gpu`` runs all of them, and ends with a table of what was measured.
+Skipped without CUDA. ``make gpu-test`` runs all of them, and ends with a table of what was measured.
 """
 
 from __future__ import annotations
