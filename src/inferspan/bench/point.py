@@ -16,7 +16,7 @@ from inferspan.bench.recorder import Recorder, Request
 from inferspan.bench.results import Configuration, Failure, Samples, Stage, Target, Warmup
 from inferspan.bench.steady import WINDOW, is_steady
 from inferspan.bench.workload import WorkloadError, batches, poisson
-from inferspan.probes.out_of_memory import out_of_memory
+from inferspan.probes.memory_errors import out_of_memory
 
 __all__ = ["Loaded", "Measurement"]
 

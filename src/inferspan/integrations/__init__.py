@@ -70,6 +70,13 @@ class Integration:
 TRANSFORMERS = Library("transformers", oldest=(4, 57), version_attribute=semconv.TRANSFORMERS_VERSION)
 TORCH = Library("torch", oldest=(2, 4), version_attribute=semconv.TORCH_VERSION)
 
+_GRAPHS = (
+    "torch.cuda.graphs",
+    "torch.xpu.graphs",
+    "torch.mtia.mtia_graph",
+    "torch.accelerator.graphs",
+    "torch_npu.npu.graphs",
+)
 INTEGRATIONS: tuple[Integration, ...] = (
     Integration(
         "pipelines",
@@ -153,18 +160,7 @@ INTEGRATIONS: tuple[Integration, ...] = (
         always=True,
     ),
     Integration(
-        "graphs",
-        TORCH,
-        ".torch.graphs",
-        {
-            "torch.cuda.graphs": "install",
-            "torch.xpu.graphs": "install",
-            "torch.mtia.mtia_graph": "install",
-            "torch.accelerator.graphs": "install",
-            "torch_npu.npu.graphs": "install",
-        },
-        needs=(Library("torch_npu"),),
-        measure="gpu_time",
+        "graphs", TORCH, ".torch.graphs", dict.fromkeys(_GRAPHS, "install"), (Library("torch_npu"),), measure="gpu_time"
     ),
     Integration("compilation", TORCH, ".torch.compilation", {"torch._dynamo.utils": "install"}, measure="compiles"),
     Integration(

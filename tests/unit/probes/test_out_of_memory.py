@@ -8,7 +8,8 @@ from inferspan import semconv
 from inferspan.core.probe import Report
 from inferspan.probes.kinds import Memory
 from inferspan.probes.memory import MemoryUse
-from inferspan.probes.out_of_memory import OutOfMemory, OutOfMemoryProbe, out_of_memory
+from inferspan.probes.memory_errors import OutOfMemory, out_of_memory
+from inferspan.probes.out_of_memory import OutOfMemoryProbe
 from support import records
 
 CUDA_2_4 = (
@@ -56,6 +57,9 @@ class OutOfMemoryError(RuntimeError):
         (RuntimeError(HPU), OutOfMemory(939524096, None, False)),
         (RuntimeError(OPENREG), OutOfMemory(4096, None, False)),
         (RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be"), OutOfMemory(None, None, False)),
+        (RuntimeError("CUDA driver error: out of memory"), OutOfMemory(None, None, False)),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+         OutOfMemory(None, None, False)),
         (RuntimeError("the worker ran out of memory"), None),
         (RuntimeError("Failed to allocate a port"), None),
         (MemoryError(), OutOfMemory(None, None, True)),
@@ -63,8 +67,8 @@ class OutOfMemoryError(RuntimeError):
         (ValueError(CUDA_2_4), None),
     ],
     ids=[
-        "cuda", "unknown words", "cpu", "mps", "npu", "xpu", "hpu", "openreg", "driver", "program's words",
-        "another allocation", "python", "another error", "another type",
+        "cuda", "unknown words", "cpu", "mps", "npu", "xpu", "hpu", "openreg", "runtime", "driver", "cublas",
+        "program's words", "another allocation", "python", "another error", "another type",
     ],
 )  # fmt: skip
 def test_what_the_error_says(error: BaseException, expected: OutOfMemory | None) -> None:
@@ -148,3 +152,4 @@ def test_an_error_is_kept_only_if_it_is_one_of_memory() -> None:
     probe = OutOfMemoryProbe()
     assert probe.failed(records.inference(), MemoryError()) == OutOfMemory(None, None, True)
     assert probe.failed(records.inference(), ValueError()) is None
+    assert probe.failed(records.inference(), KeyboardInterrupt()) is None

@@ -43,7 +43,10 @@ class TorchDescriber:
             spread = getattr(model, "__dict__", {}).get("hf_device_map")
             if isinstance(spread, dict) and spread:
                 first = next(iter(spread.values()))
-                return f"{_accelerator_of(model)}:{first}" if isinstance(first, int) else str(first)
+                # a bare number is of the kind of device that the weights are on, some of which may be on the host
+                kinds = (weight.device.type for weight in getattr(model, "parameters", tuple)())
+                kind = next((kind for kind in kinds if kind not in ("cpu", "meta")), "cuda")
+                return f"{kind}:{first}" if isinstance(first, int) else str(first)
         return of_input
 
     def witness(self, model: Any) -> _Witness | None:
@@ -104,13 +107,6 @@ class _Witness:
         if layer is not None:
             seen += (*layer.active_adapters, None, *layer.merged_adapters, layer.disable_adapters)
         return seen
-
-
-def _accelerator_of(model: Any) -> str:
-    """The kind of device that weights of it are on, other than the host: a map of devices has bare numbers."""
-    weights = model.parameters() if hasattr(model, "parameters") else ()
-    kinds = (weight.device.type for weight in weights)
-    return next((kind for kind in kinds if kind not in ("cpu", "meta")), "cuda")
 
 
 def is_replica(model: Any) -> bool:

@@ -19,8 +19,8 @@ def install(module: ModuleType, patches: Patches) -> None:
     for graph in list(vars(module).values()):
         if isinstance(graph, type) and not graph.__module__.endswith("._C"):  # their bases are in C++
             patches.wrap(graph, "capture_begin", _capture_begin)
-            for name in ("capture_end_pre", "capture_end"):
-                patches.wrap(graph, name, _capture_end)
+            patches.wrap(graph, "capture_end_pre", _capture_end)
+            patches.wrap(graph, "capture_end", _capture_end)
 
 
 def _capture_begin(original: Callable[..., Any]) -> Callable[..., Any]:
