@@ -20,6 +20,8 @@ from collections.abc import Callable, Iterable
 from types import FrameType
 from typing import ParamSpec, TypeVar, overload
 
+from inferspan.core.errors import stack_of, type_name
+
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 _D = TypeVar("_D")
@@ -67,17 +69,18 @@ def guarded(place: str, default: object = None) -> Callable[[Callable[_P, _R]], 
 
 
 def note(place: str) -> None:
-    """Report the exception being handled: the first at ``place`` with its traceback, then only counted."""
+    """Report the exception being handled: the first at ``place`` with where it came from, then only counted. Without
+    its message, which may quote what the program works on: programs export their logs."""
     if reraise:
         raise  # called from an except block: this is that exception
     _counts[place] = _counts.get(place, 0) + 1
-    if _is_first(place):
+    error = sys.exc_info()[1]
+    if error is not None and _is_first(place):
         try:
             logger.warning(
                 "inferspan: a fault in %s; the program is not affected, this part of its telemetry is missing. "
-                "Further faults there are counted, not logged.",
-                place,
-                exc_info=True,
+                "Further faults there are counted, not logged. %s at\n%s",
+                *(place, type_name(error), stack_of(error)),
             )
         except Exception:  # noqa: BLE001 - a log handler of the program's; and there is nowhere left to report it
             pass
