@@ -15,6 +15,7 @@ from importlib import metadata
 from pathlib import Path
 
 from inferspan import semconv
+from inferspan.bench.folders import without_folders
 from inferspan.bench.results import Environment, Scalar
 from inferspan.devices import reader as r
 from inferspan.devices.sampler import Snapshot
@@ -121,7 +122,7 @@ def _torch_settings() -> dict[str, Scalar]:
 
 def _variables() -> dict[str, Scalar]:
     return {
-        name: value
+        name: without_folders(value)
         for name, value in sorted(os.environ.items())
         if _VARIABLES.fullmatch(name) and not (_SECRET.search(name) and name != "TOKENIZERS_PARALLELISM")
     }

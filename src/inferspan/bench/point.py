@@ -9,6 +9,7 @@ from typing import Any
 
 from inferspan import semconv
 from inferspan.bench import targets
+from inferspan.bench.folders import without_folders
 from inferspan.bench.load import FAILURES_MAX, Asked, Load, Turn
 from inferspan.bench.monitor import Monitor
 from inferspan.bench.plan import Plan, Progress, sweep
@@ -268,7 +269,7 @@ def _failure(error: BaseException) -> Failure:
     kind = type(error)
     is_plain = kind.__module__ == "builtins" or isinstance(error, WorkloadError)
     name = kind.__name__ if is_plain else f"{kind.__module__}.{kind.__name__}"
-    return Failure(name, str(error)[:MESSAGE_MAX], out_of_memory(error) is not None)
+    return Failure(name, without_folders(str(error))[:MESSAGE_MAX], out_of_memory(error) is not None)
 
 
 def _difference(after: float | None, before: float | None) -> float | None:

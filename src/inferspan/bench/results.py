@@ -179,7 +179,7 @@ class Target:
     __pydantic_config__ = _STRICT
 
     name: str
-    """As asked for on the command line: a Hub id, a folder, or ``module:function``."""
+    """As asked for on the command line: a Hub id, a folder without those above it, or ``module:function``."""
     kind: str
     """``pipeline``, ``generate`` or ``callable``."""
     label: str
@@ -292,7 +292,7 @@ class Result:
     inferspan: str
     """Version of Inferspan that measured."""
     command: list[str]
-    """The command line, to run it again."""
+    """The command line, to run it again; of paths the last part."""
     workload: Workload
     environment: Environment
     targets: list[Target]

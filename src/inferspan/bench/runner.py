@@ -17,6 +17,7 @@ from typing import Any
 
 from inferspan.bench import targets
 from inferspan.bench.environment import environment
+from inferspan.bench.folders import last_part, without_folders
 from inferspan.bench.monitor import Monitor
 from inferspan.bench.plan import Plan, Progress, steps, sweep
 from inferspan.bench.point import MESSAGE_MAX, Loaded, Measurement
@@ -75,7 +76,7 @@ class _Run:
 
     def _prepare(self, specification: targets.Specification) -> Loaded | None:
         """Load a target, let it rest, and make its first call."""
-        entry = Target(specification.name, "", self._unique(specification.label), specification.task)
+        entry = Target(last_part(specification.name), "", self._unique(specification.label), specification.task)
         self._result.targets.append(entry)
         before = self._resident()
         self._progress.begin("load", entry.label)
@@ -83,7 +84,7 @@ class _Run:
             with self._monitor.stage("load", entry.label) as stage:
                 target = targets.load(specification)
         except targets.TargetError as error:
-            entry.failure = Failure("TargetError", str(error)[:MESSAGE_MAX])
+            entry.failure = Failure("TargetError", without_folders(str(error))[:MESSAGE_MAX])
             return None
         entry.load_s = stage.end_s - stage.start_s
         entry.kind, entry.task, entry.model = target.kind, target.task, dict(target.model)

@@ -189,9 +189,10 @@ def _read_data(options: argparse.Namespace, plan: Plan) -> None:
 
 
 def _command() -> list[str]:
-    return (
-        ["inferspan", *sys.argv[1:]] if sys.argv[1:2] == ["bench"] else [os.path.basename(sys.argv[0]), *sys.argv[1:]]
-    )
+    from inferspan.bench.folders import last_part
+
+    name = "inferspan" if sys.argv[1:2] == ["bench"] else os.path.basename(sys.argv[0])
+    return [name, *map(last_part, sys.argv[1:])]
 
 
 # -- while it runs -----------------------------------------------------------------------------------------------------

@@ -34,6 +34,17 @@ def test_variables_that_change_speed_are_told_and_secrets_are_not(monkeypatch: p
     assert platform.node() not in found.machine.values()
 
 
+def test_variables_with_paths_are_told_without_folders(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_CACHE_DIR", "/home/alice/acme/triton")
+    monkeypatch.setenv("LD_PRELOAD", "/home/alice/libjemalloc.so:/usr/lib/libgomp.so.1")
+    monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+
+    found = environment(None).settings
+
+    assert (found["TRITON_CACHE_DIR"], found["LD_PRELOAD"]) == ("triton", "libjemalloc.so:libgomp.so.1")
+    assert found["PYTORCH_CUDA_ALLOC_CONF"] == "expandable_segments:True"
+
+
 def test_devices_are_told_with_what_was_read() -> None:
     device = r.Device("GPU-1", 0, "NVIDIA H200", facts={"hw.driver_version": "580.1"})
 
