@@ -345,14 +345,17 @@ ERROR_TYPE = _attribute(error_attributes.ERROR_TYPE, "string",
 EXCEPTION_TYPE = _attribute(exception_attributes.EXCEPTION_TYPE, "string", "The same, on the exception event",
     stability="stable")
 EXCEPTION_STACKTRACE = _attribute(exception_attributes.EXCEPTION_STACKTRACE, "string",
-    "Frames of the exception, without its message", stability="stable")
+    "Innermost frames of the exception, each with its file as the program imports it: without the folders above that, "
+    "lines of source, and its message", stability="stable")
 EXCEPTION_MESSAGE = _attribute(exception_attributes.EXCEPTION_MESSAGE, "string",
     "Message of the exception. It may quote the prompt or a path, so it counts as content",
     absent="no content capture", stability="stable")
 INPUT_MESSAGES = _attribute(gen_ai.GEN_AI_INPUT_MESSAGES, "string",
-    "Prompts as JSON messages, each part cut at INFERSPAN_CONTENT_LENGTH", absent="no content capture")
+    "Prompts as JSON messages, the first 64, each part cut at INFERSPAN_CONTENT_LENGTH",
+    absent="no content capture, or nothing that could be read (docs/configuration.md)")
 OUTPUT_MESSAGES = _attribute(gen_ai.GEN_AI_OUTPUT_MESSAGES, "string",
-    "Completions as JSON messages, each part cut at INFERSPAN_CONTENT_LENGTH", absent="no content capture")
+    "Completions as JSON messages, one for each choice, without the prompt, the first 64, each part cut at "
+    "INFERSPAN_CONTENT_LENGTH; with `finish_reason` where each has one", absent="as before")
 SYSTEM_INSTRUCTIONS = _attribute(gen_ai.GEN_AI_SYSTEM_INSTRUCTIONS, "string",
     "Text of the chat's system messages, as JSON parts", absent="no content capture, or no system message")
 

@@ -46,14 +46,10 @@ def stack_of(error: BaseException) -> str:
 
 def _file(frame: FrameType) -> str:
     """The frame's file without the folders above its outermost package; its last part where it is in none."""
-    path = _SEPARATOR.split(frame.f_code.co_filename)
-    module = frame.f_globals.get("__name__")
-    names = module.split(".") if type(module) is str else []
-    if names[:1] != [_NAMED_AFTER_FOLDERS]:
-        packages = names if path[-1].startswith("__init__.") else names[:-1]
-        if packages and path[-1 - len(packages) : -1] == packages:
-            return "/".join((*packages, path[-1]))
-    return path[-1]
+    path, names = _SEPARATOR.split(frame.f_code.co_filename), str(frame.f_globals.get("__name__")).split(".")
+    packages = names if path[-1].startswith("__init__.") else names[:-1]
+    is_inside = packages == path[-1 - len(packages) : -1] and names[0] != _NAMED_AFTER_FOLDERS
+    return "/".join((*packages, path[-1])) if is_inside else path[-1]
 
 
 def is_cancellation(error: BaseException) -> bool:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from inferspan import semconv
+from inferspan import faults, semconv
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from inferspan.config import Settings
-    from inferspan.core.messages import Message
+    from inferspan.core.messages import Content, Message
     from inferspan.core.record import Inference
+
+_CONTENT = frozenset({"content", "arguments", "response", "uri"})
+_NAME_MAX = 256
 
 
 def content_attributes(inference: Inference, settings: Settings) -> dict[str, str]:
@@ -18,30 +23,54 @@ def content_attributes(inference: Inference, settings: Settings) -> dict[str, st
     content = inference.content
     if content is None:
         return {}
-    length = settings.content_length
+    _read(content)
+    length, reasons = settings.content_length, inference.counts.finish_reasons
+    # which reason belongs to which message is only known where each has one
+    known = reasons if len(reasons) == len(content.output) and not content.is_cut else ()
+    messages = [message for message in content.input if message["role"] != "system"]
+    system = [
+        _part(part, length) for message in content.input if message["role"] == "system" for part in message["parts"]
+    ]
     found: dict[str, str] = {}
-    messages = [message for message in content.input if message[0] != "system"]
     if messages:
         found[semconv.INPUT_MESSAGES] = as_json(messages, length)
     if content.output:
-        found[semconv.OUTPUT_MESSAGES] = as_json(content.output, length)
-    system = system_as_json(content.input, length)
-    if system is not None:
-        found[semconv.SYSTEM_INSTRUCTIONS] = system
+        found[semconv.OUTPUT_MESSAGES] = as_json(content.output, length, known)
+    if system:
+        found[semconv.SYSTEM_INSTRUCTIONS] = json.dumps(system, ensure_ascii=False)
     return found
 
 
-def as_json(messages: list[Message], length: int) -> str:
+def as_json(messages: Sequence[Message], length: int, finish_reasons: Sequence[str] = ()) -> str:
     """The conventions' JSON form, each text cut at ``length`` characters so that the JSON stays whole."""
-    return json.dumps([{"role": role, "parts": [_part(text, length)]} for role, text in messages], ensure_ascii=False)
+    made = [_message(message, length) for message in messages]
+    for message, reason in zip(made, finish_reasons, strict=False):
+        message["finish_reason"] = reason
+    return json.dumps(made, ensure_ascii=False)
 
 
-def system_as_json(messages: list[Message], length: int) -> str | None:
-    """System instructions as JSON parts; ``None`` without any."""
-    parts = [_part(text, length) for role, text in messages if role == "system"]
-    return json.dumps(parts, ensure_ascii=False) if parts else None
+@faults.guarded("content.later")
+def _read(content: Content) -> None:
+    while content.later:
+        content.later.pop(0)()
 
 
-def _part(text: str, length: int) -> dict[str, str]:
+def _message(message: Message, length: int) -> Message:
+    return {**_part(message, _NAME_MAX), "parts": [_part(part, length) for part in message["parts"]]}
+
+
+def _part(part: dict[str, Any], length: int) -> dict[str, Any]:
+    return {key: _cut(value, length if key in _CONTENT else _NAME_MAX) for key, value in part.items() if key != "parts"}
+
+
+def _cut(value: Any, length: int) -> Any:
+    """A text is cut. Of anything else that is longer the beginning of its JSON is left, as a text."""
+    if isinstance(value, str):
+        return _text(value, length)
+    written = json.dumps(value, ensure_ascii=False).encode("utf-8", "replace").decode()
+    return json.loads(written) if len(written) <= length else written[:length]
+
+
+def _text(text: str, length: int) -> str:
     # half a surrogate pair is no text to OTLP, which would drop the whole attribute
-    return {"type": "text", "content": text[:length].encode("utf-8", "replace").decode()}
+    return text[:length].encode("utf-8", "replace").decode()

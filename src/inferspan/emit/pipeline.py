@@ -20,7 +20,6 @@ from inferspan.core.probe import Probe, Report, add_up, is_ready, parts_of
 from inferspan.core.record import Inference, Overflow, Phase, StandalonePhase
 from inferspan.core.state import state
 from inferspan.devices import instruments
-from inferspan.emit.content import content_attributes
 from inferspan.emit.metrics import Points
 from inferspan.emit.providers import Providers
 from inferspan.emit.spans import emit_inference, emit_standalone
@@ -278,7 +277,7 @@ class Pipeline:
 
     @faults.guarded("telemetry.events")  # a user's log processor
     def _emit_content(self, inference: Inference) -> None:
-        attributes = content_attributes(inference, self.settings)
+        attributes = forks.import_module("inferspan.emit.content").content_attributes(inference, self.settings)
         if attributes and inference.end_ns is not None:
             self._providers.logger().emit(
                 _logs.LogRecord(

@@ -16,7 +16,7 @@ from opentelemetry.trace import Status, StatusCode
 from inferspan import faults, semconv
 from inferspan.core import rank
 from inferspan.core.steps import DECODE, PREFILL
-from inferspan.emit.content import content_attributes
+from inferspan.forks import import_module
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -161,8 +161,8 @@ def root_attributes(inference: Inference, report: Report) -> dict[str, Any]:
     """All attributes of the root span, by the precedence that the module's docstring gives."""
     settings = inference.plan.settings
     found: dict[str, Any] = {**report.attributes, **rank.attributes(), **_counted(inference), **_timed(inference)}
-    if settings.content_on_spans:
-        found.update(content_attributes(inference, settings))
+    if settings.content_on_spans and inference.content is not None:
+        found.update(import_module("inferspan.emit.content").content_attributes(inference, settings))
     found.update(inference.attributes)
     found.update({name: value for name, value in _settled(inference).items() if name not in inference.attributes})
     if inference.failure is not None:

@@ -137,6 +137,18 @@ def _count_rows(new: Any, end_ids: frozenset[int], limit: int | None, pad_id: in
     return Output(int(lengths.sum()), True, reasons, int(lengths.max()))
 
 
+def rows_of(ids: Any) -> list[list[int]] | None:
+    """The first rows of ids of shape ``(rows, length)`` or ``(prompts, choices, length)``, where they are on the
+    host."""
+    if not _is_tensor(ids) or len(ids.shape) not in (2, 3) or getattr(ids.dtype, "is_floating_point", True):
+        return None
+    array = _host_array(ids)
+    if array is None:
+        return None
+    rows: list[list[int]] = array.reshape(-1, array.shape[-1])[:_FINISH_REASONS_MAX].tolist()
+    return rows
+
+
 def _is_tensor(value: Any) -> bool:
     return value is not None and hasattr(value, "device") and hasattr(value, "shape") and hasattr(value, "dtype")
 

@@ -1,4 +1,4 @@
-"""Prompts and completions as role and text."""
+"""Messages of an inference."""
 
 from __future__ import annotations
 
@@ -6,6 +6,6 @@ from inferspan.core.messages import Content
 
 
 def test_content_without_output_is_empty() -> None:
-    content = Content([("user", "a")])
+    content = Content([{"role": "user", "parts": []}])
 
-    assert (content.input, content.output) == ([("user", "a")], [])
+    assert (content.input, content.output) == ([{"role": "user", "parts": []}], [])

@@ -129,6 +129,7 @@ def test_providers_passed_win_over_the_global_ones(no_providers: None) -> None:
 def test_logger_provider_passed_gets_the_events(bare_recorder: Recorder) -> None:
     from inferspan.core import current
     from inferspan.core.messages import Content
+    from support.messages import text_message
 
     exporter = InMemoryLogRecordExporter()
     provider = LoggerProvider(shutdown_on_exit=False)
@@ -136,7 +137,7 @@ def test_logger_provider_passed_gets_the_events(bare_recorder: Recorder) -> None
     bare_recorder.instrument(capture_content="EVENT_ONLY", logger_provider=provider)
     inference = current.open_inference(current.make_plan("chat"))
     assert inference is not None
-    inference.content = Content([("user", "Hello")], [("assistant", "Hi")])
+    inference.content = Content([text_message("user", "Hello")], [text_message("assistant", "Hi")])
     current.close(inference)
     span = bare_recorder.span("chat")
 

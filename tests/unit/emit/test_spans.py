@@ -30,6 +30,7 @@ from inferspan.emit.spans import (
 )
 from inferspan.emit.writer import TracerWriter
 from support import records
+from support.messages import text_message
 from support.records import MS, generation, phase
 
 OFFSET_NS = 1_000_000
@@ -276,7 +277,9 @@ def test_inference_that_failed_has_the_exception(
 )
 def test_content_is_on_the_span_where_asked(sdk: Sdk, mode: str, recorded: bool) -> None:
     record = inference(capture_content=mode, content_length=4)
-    record.content = Content([("system", "Be brief"), ("user", "Hello")], [("assistant", "Hi")])
+    record.content = Content(
+        [text_message("system", "Be brief"), text_message("user", "Hello")], [text_message("assistant", "Hi")]
+    )
     sdk.emit(record)
 
     found = {name: value for name, value in sdk.attributes("chat").items() if "messages" in name or "system" in name}
@@ -353,7 +356,7 @@ def test_attributes_of_a_root_have_one_precedence() -> None:
     """The program's own word is the last, but for the type of the error."""
     record = inference(capture_content="SPAN_ONLY")
     record.counts.input_tokens, record.device = 3, "cuda:0"
-    record.content = Content([("user", "Hello")])
+    record.content = Content([text_message("user", "Hello")])
     record.failure = Failure("ValueError", "", None)
     known = {"inferspan.rank": 8, "gen_ai.usage.input_tokens": 9, "gen_ai.input.messages": "x", "error.type": "x"}
     report = Report(attributes={**known, "inferspan.device": "probe", "probe": 1})

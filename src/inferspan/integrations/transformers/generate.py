@@ -29,6 +29,7 @@ from inferspan.integrations.patching import Patches, subclasses
 from inferspan.integrations.tensors import read_output
 from inferspan.integrations.torch.describe import is_replica
 from inferspan.integrations.transformers import inputs, streamers
+from inferspan.integrations.transformers.chats import capture
 
 PIPELINES = "pipelines"
 _FINISH_REASONS_MAX = 64
@@ -118,7 +119,10 @@ def _generate_in(
     """A ``generate`` that is a phase of ``inference``."""
     phase = inference.begin(semconv.FORWARD)
     _note_batch(phase, model, args, kwargs)
-    return current.run_phase(phase, _generate_timed, (phase, original, model, args, kwargs), {})
+    result = current.run_phase(phase, _generate_timed, (phase, original, model, args, kwargs), {})
+    if inference.plan.settings.capture_content != "NO_CONTENT":
+        capture(inference, "note_generated", model, args, kwargs, result)
+    return result
 
 
 def _generate_nested(

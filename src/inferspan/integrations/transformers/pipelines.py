@@ -21,13 +21,13 @@ from typing import Any
 
 from inferspan import faults, semconv
 from inferspan.core import current
-from inferspan.core.messages import Content
 from inferspan.core.plan import Plan
 from inferspan.core.record import Inference, Phase
 from inferspan.core.state import state
 from inferspan.integrations.patching import Patches
 from inferspan.integrations.tensors import read_batch
-from inferspan.integrations.transformers import content, lazy, streamers
+from inferspan.integrations.transformers import lazy, streamers
+from inferspan.integrations.transformers.chats import capture, is_chat
 from inferspan.integrations.transformers.generate import PIPELINES, count_output
 
 _OPERATIONS = {
@@ -88,8 +88,6 @@ def _call(original: Callable[..., Any], patches: Patches) -> Callable[..., Any]:
             raise
         current.leave(entered)
         if type(result).__name__ != lazy.TYPE or not lazy.keep_open(result, inference):
-            if inference.content is not None:
-                _capture_output(inference.content, result)
             current.close(inference)
         return result
 
@@ -117,10 +115,7 @@ def _open(pipeline: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Infer
         plan = _plan(pipeline, args, kwargs)
         origin = streamers.origin_of(kwargs["streamer"]) if "streamer" in kwargs else None
         parent = None if origin is None else origin.context
-        inference = current.open_inference(plan, model=getattr(pipeline, "model", None), parent=parent)
-        if inference is not None and inference.plan.settings.capture_content != "NO_CONTENT":
-            inference.content = Content(content.messages_of(args[0] if args else kwargs.get("inputs")))
-        return inference
+        return current.open_inference(plan, model=getattr(pipeline, "model", None), parent=parent)
     except Exception:  # noqa: BLE001 - a pipeline of the program's own
         faults.note("pipelines.open")
         return None
@@ -129,13 +124,8 @@ def _open(pipeline: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Infer
 def _operation(task: str, inputs: Any) -> str:
     family = task.split("_", 1)[0]  # translation_en_to_fr
     if family in _CHATTY:
-        return semconv.CHAT if content.is_chat(inputs) else _CHATTY[family]
+        return semconv.CHAT if is_chat(inputs) else _CHATTY[family]
     return _OPERATIONS.get(family, task)
-
-
-@faults.guarded("pipelines.output")
-def _capture_output(captured: Content, result: Any) -> None:
-    captured.output = content.completions_of(result)
 
 
 # -- the phases --------------------------------------------------------------------------------------------------
@@ -191,6 +181,9 @@ def _preprocess(original: Callable[..., Any]) -> Callable[..., Any]:
     if inspect.isgeneratorfunction(original):
 
         def preprocess_chunks(self: Any, *args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
+            inference = current.open_here()
+            if inference is not None and inference.plan.settings.capture_content != "NO_CONTENT":
+                capture(inference, "note_input", args[0] if args else None, _task_unless_text(self))
             chunks = original(self, *args, **kwargs)
             try:
                 while True:
@@ -209,10 +202,16 @@ def _preprocess(original: Callable[..., Any]) -> Callable[..., Any]:
         inference = current.open_here()
         if inference is None:
             return original(self, *args, **kwargs)
+        if inference.plan.settings.capture_content != "NO_CONTENT":
+            capture(inference, "note_input", args[0] if args else None, _task_unless_text(self))
         phase = Phase((inference.plan.phase_names or _phase_names(self))[0], inference, perf_counter_ns())
         return current.run_phase(phase, original, (self, *args), kwargs)
 
     return preprocess
+
+
+def _task_unless_text(pipeline: Any) -> str | None:
+    return None if _reads_text(pipeline) else getattr(pipeline, "task", None)
 
 
 def _forward(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -264,6 +263,8 @@ def _postprocess(original: Callable[..., Any]) -> Callable[..., Any]:
         phase = Phase((inference.plan.phase_names or _phase_names(self))[1], inference, perf_counter_ns())
         result = current.run_phase(phase, original, (self, *args), kwargs)
         inference.counts.items += 1
+        if inference.plan.settings.capture_content != "NO_CONTENT":
+            capture(inference, "note_output", args[0] if args else None, kwargs, result)
         return result
 
     return postprocess
