@@ -134,6 +134,8 @@ CACHE_IMPLEMENTATION = _attribute("inferspan.request.cache_implementation", "str
     "`cache_implementation` of the call", absent="not passed")
 ASSISTED = _attribute("inferspan.request.assisted", "boolean",
     "true where a draft model or prompt look-up proposes tokens", absent="neither is used")
+FALLBACKS = _attribute("inferspan.generation.fallbacks", "int",
+    "Attempts of Whisper's temperature fallback whose tokens were computed, but not returned", absent="none")
 
 # -- what went in and came out -----------------------------------------------------------------------------------
 

@@ -347,3 +347,63 @@ def test_pipeline_batch_on_a_gpu_is_counted_when_its_ids_come_to_the_host(
         expected += new.index(end) + 1 if end in new else len(new)
     assert attributes[semconv.OUTPUT_TOKENS] == expected < 10
     assert attributes[semconv.FINISH_REASONS] == tuple("stop" if end in row[width:] else "length" for row in rows)
+
+
+# -- Whisper's fallback ------------------------------------------------------------------------------------------------
+
+
+def _heard(rows: int) -> tuple[Any, Any]:
+    model = tiny.whisper()
+    torch.manual_seed(0)
+    return model, torch.randn(rows, tiny.MEL_BINS, 2 * model.config.max_source_positions)
+
+
+def _answers(model: Any, *attempts: list[bool], silent: tuple[int, ...] = ()) -> None:
+    """Which rows of each attempt the model decodes once more, and which it takes for silence."""
+    asked = iter([answer for attempt in attempts for answer in attempt])
+    model._need_fallback = lambda sequence, outputs, index, *_: (next(asked), index in silent)
+
+
+@pytest.mark.parametrize(
+    ("attempts", "silent", "tokens", "discarded"),
+    [
+        pytest.param([[False]], (), 5, None, id="first is good"),
+        pytest.param([[True], [True], [False]], (), 5, 2, id="third is good"),
+        pytest.param([[True], [True], [True]], (), 5, 2, id="none is good: the last counts"),
+        pytest.param([[False, False]], (), 10, None, id="both rows are good"),
+        pytest.param([[True, False], [True], [False]], (), 10, 2, id="one row again"),
+        pytest.param([[True, True], [False, True], [False]], (), 10, 2, id="both rows again"),
+        pytest.param([[False]], (0,), 0, None, id="silence"),
+        pytest.param([[False, False]], (1,), 5, None, id="one row is silence"),
+    ],
+)
+def test_tokens_of_attempts_that_whisper_discards_are_not_returned(
+    recorder: Recorder, attempts: list[list[bool]], silent: tuple[int, ...], tokens: int, discarded: int | None
+) -> None:
+    model, features = _heard(len(attempts[0]))
+    _answers(model, *attempts, silent=silent)
+    recorder.clear()
+    options = {"temperature": (0.0, 0.0, 0.0), "logprob_threshold": -1.0, "no_speech_threshold": 0.5}
+    ids = model.generate(features, max_new_tokens=5, min_new_tokens=5, return_timestamps=False, **options)
+
+    attributes = recorder.attributes("text_completion WhisperForConditionalGeneration")
+    assert (attributes["gen_ai.usage.output_tokens"], attributes.get("inferspan.generation.fallbacks")) == (
+        tokens,
+        discarded,
+    )
+    assert "inferspan.usage.output_tokens.exact" not in attributes
+    assert tokens == sum(map(len, ids.tolist())) - 5 * (len(silent) if len(attempts[0]) > 1 else 0)
+
+
+def test_tokens_of_rows_that_ended_otherwise_after_whispers_fallback_are_a_bound(recorder: Recorder) -> None:
+    model, features = _heard(2)
+    _answers(model, [True, False], [False])
+    ends = model.generation_config.eos_token_id
+    script = LogitsProcessorList([Script([10, 20, ends], [10, 20, 30, 40, 50], prompt=2)])
+    recorder.clear()
+    model.generate(features, max_new_tokens=5, temperature=(0.0, 0.0), logprob_threshold=-1.0, logits_processor=script)
+
+    attributes = recorder.attributes("text_completion WhisperForConditionalGeneration")
+    # three with the end, and five without
+    assert (attributes["gen_ai.usage.output_tokens"], attributes["inferspan.usage.output_tokens.exact"]) == (9, False)
+    assert "gen_ai.response.finish_reasons" not in attributes

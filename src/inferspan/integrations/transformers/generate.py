@@ -25,6 +25,7 @@ from inferspan.core import current
 from inferspan.core.plan import Plan
 from inferspan.core.record import Inference, Phase
 from inferspan.core.steps import Generation
+from inferspan.forks import import_module
 from inferspan.integrations.patching import Patches, subclasses
 from inferspan.integrations.tensors import read_output
 from inferspan.integrations.torch.describe import is_replica
@@ -46,6 +47,7 @@ def install_models(module: ModuleType, patches: Patches) -> None:
     def patch(cls: type) -> None:
         for owner in cls.__mro__:
             patches.wrap(owner, "generate", _generate)
+            patches.wrap(owner, "generate_with_fallback", _with_fallback)
 
     def init_subclass(original: Callable[..., None]) -> Callable[..., None]:
         def __init_subclass__(cls: type, **kwargs: Any) -> None:
@@ -58,6 +60,12 @@ def install_models(module: ModuleType, patches: Patches) -> None:
     patches.wrap_classmethod(base, "__init_subclass__", init_subclass)
     for cls in subclasses(base):
         patch(cls)
+
+
+def _with_fallback(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Whisper's alone, so what it takes is loaded with Whisper."""
+    wrapped: Callable[..., Any] = import_module(f"{__package__}.fallback").with_fallback(original)
+    return wrapped
 
 
 # -- generate ----------------------------------------------------------------------------------------------------
