@@ -333,6 +333,8 @@ MODEL_SIZE = _attribute("inferspan.model.size", "int", "Bytes of parameters and 
 MODEL_DTYPE = _attribute("inferspan.model.dtype", "string", "`float32`, `bfloat16`, …")
 MODEL_QUANTIZATION = _attribute("inferspan.model.quantization", "string", "Quantization method",
     absent="not quantized")
+MODEL_ADAPTER = _attribute("inferspan.model.adapter", "string",
+    "Names of the adapters in use (LoRA and others), joined by `+`", absent="none is in use")
 MODEL_ATTENTION = _attribute("inferspan.model.attention", "string", "Attention implementation: `sdpa`, `eager`, …",
     absent="not known")
 WORLD_SIZE = _attribute("inferspan.world_size", "int", "Processes of the distributed run", unit="{process}",
@@ -456,7 +458,7 @@ _BYTES = tuple(2.0**power for power in range(20, 41, 2))
 _JOULES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0)
 
 LATEST = "gen_ai_latest_experimental"
-_COMMON = (OPERATION_NAME, PROVIDER_NAME, REQUEST_MODEL)
+_COMMON = (OPERATION_NAME, PROVIDER_NAME, REQUEST_MODEL, MODEL_ADAPTER)
 
 OPERATION_DURATION = _metric(gen_ai_metrics.GEN_AI_CLIENT_OPERATION_DURATION, "histogram", "s",
     "Duration of inferences, equal to that of their root spans", *_COMMON, ERROR_TYPE, buckets=_DURATION)

@@ -27,6 +27,9 @@ class Witness(Protocol):
         """What they are now: equal to what they were as long as nothing has changed. Asked before each inference, so it
         may take a microsecond, no more."""
 
+    def adapter(self) -> str | None:
+        """The names of the adapters that are in use, bounded."""
+
 
 class Describer(Protocol):
     """How the models of one framework are read."""
@@ -61,7 +64,7 @@ class ModelInfo:
     ``from_pretrained`` took, ``None`` where the model came another way. ``is_described``: its attributes need not be
     read for the next inference. ``dtype`` is that of its weights as torch names it, ``devices`` over how many it is
     spread; both are set by the measure that lists its weights. ``facts`` is what measures remember of it, by name.
-    ``is_stale``: something else is known of the instance by now.
+    ``adapter`` names the adapters that are in use. ``is_stale``: something else is known of the instance by now.
     """
 
     def __init__(self, name: str, provider: str | None = None) -> None:
@@ -76,6 +79,7 @@ class ModelInfo:
         self.facts: dict[str, Any] = {}
         self.dtype: str | None = None
         self.devices = 1
+        self.adapter: str | None = None
         self.witness: Witness | None = None
         self.seen: object = None
 
@@ -86,6 +90,8 @@ class ModelInfo:
             found = {semconv.OPERATION_NAME: operation, semconv.REQUEST_MODEL: self.name}
             if self.provider is not None:
                 found[semconv.PROVIDER_NAME] = self.provider
+            if self.adapter is not None:
+                found[semconv.MODEL_ADAPTER] = self.adapter
             self.asked[operation] = found
         return found
 
@@ -140,7 +146,8 @@ class Models:
             return info
         self.forget(model)
         info.witness = describer.witness(model)
-        info.seen = None if info.witness is None else info.witness.look()
+        if info.witness is not None:
+            info.seen, info.adapter = info.witness.look(), info.witness.adapter()
         self._by_id[place] = owner, info
         return info
 

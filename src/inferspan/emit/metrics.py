@@ -55,6 +55,7 @@ class Points:
         self._token_points_max = settings.token_points_max
         self._model = _Bounded(settings.models_max)
         self._operation = _Bounded(_NAMES_MAX)
+        self._adapter = _Bounded(_NAMES_MAX)
         self._bounds = {semconv.PHASE_NAME: _Bounded(_NAMES_MAX), semconv.LAYER_NAME: _Bounded(settings.layers_max)}
         self._attributes: dict[tuple[object, ...], tuple[Attributes, Attributes]] = {}
         replaced = {m.replaces for m in semconv.METRICS.values() if m.replaces} if self._latest else set()
@@ -78,7 +79,8 @@ class Points:
         failure = inference.failure
         with_error = common if failure is None else {**common, semconv.ERROR_TYPE: failure.type}
         if inference.operation == semconv.LOAD_OPERATION:
-            of_load = {name: value for name, value in with_error.items() if name != semconv.OPERATION_NAME}
+            not_of_load = (semconv.OPERATION_NAME, semconv.MODEL_ADAPTER)
+            of_load = {name: value for name, value in with_error.items() if name not in not_of_load}
             self._add(semconv.LOAD_DURATION, duration, of_load, context)
             return
         self._add(semconv.OPERATION_DURATION, duration, with_error, context)
@@ -175,8 +177,8 @@ class Points:
         """Attributes of the GenAI metrics and of our own, made once for each operation, model and rank. Nobody writes
         to them."""
         info, place = inference.info, rank.attributes()
-        model, provider = (None, None) if info is None else (info.name, info.provider)
-        key = (inference.operation, model, provider, *place.values())
+        model, provider, adapter = (None,) * 3 if info is None else (info.name, info.provider, info.adapter)
+        key = (inference.operation, model, provider, adapter, *place.values())
         found = self._attributes.get(key)
         if found is None:
             short: Attributes = {semconv.OPERATION_NAME: self._operation(inference.operation), **place}
@@ -185,6 +187,8 @@ class Points:
                 common[semconv.REQUEST_MODEL] = short[semconv.REQUEST_MODEL] = self._model(model)
                 if provider is not None:
                     common[semconv.PROVIDER_NAME] = provider
+                if adapter is not None:
+                    common[semconv.MODEL_ADAPTER] = self._adapter(adapter)
             found = common, short
             if len(self._attributes) < _COMMON_MAX:
                 self._attributes[key] = found

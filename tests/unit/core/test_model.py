@@ -31,6 +31,9 @@ class Seen:
     def look(self) -> bool:
         return self.has_changed
 
+    def adapter(self) -> str | None:
+        return "legal" if self.has_changed else None
+
 
 class Reader:
     """Reads models of no framework."""

@@ -336,6 +336,9 @@ def plan_chat(owner: Any, key: Any, model: Any) -> Plan:
 class Seen:
     has_changed = False
 
+    def adapter(self) -> str | None:
+        return None
+
     def look(self) -> bool:
         return self.has_changed
 
