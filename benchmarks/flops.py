@@ -77,10 +77,10 @@ def median_us(function: Callable[[], object], rounds: int) -> float:
     return statistics.median(times)
 
 
-def calls_of(model: Any, inputs: dict[str, Any]) -> dict[str, tuple[Callable[[], Any], dict[str, Any], int, int]]:
-    """For each call: what runs it, its arguments, steps (0: a forward) and how many rows decode."""
+def calls_of(model: Any, inputs: dict[str, Any]) -> dict[str, tuple[Callable[[], Any], dict[str, Any], int]]:
+    """For each call: what runs it, its arguments, and its steps (0: a forward)."""
     if not model.can_generate():
-        return {"forward": (lambda: model(**inputs), inputs, 0, ROWS)}
+        return {"forward": (lambda: model(**inputs), inputs, 0)}
 
     def generate(**settings: Any) -> Callable[[], Any]:
         # Whisper's own prepares the ids of its decoder and then calls this one
@@ -92,9 +92,9 @@ def calls_of(model: Any, inputs: dict[str, Any]) -> dict[str, tuple[Callable[[],
     if model.config.is_encoder_decoder:
         first.setdefault("decoder_input_ids", torch.ones(ROWS, 1, dtype=torch.long))
     return {
-        "forward": (lambda: model(**first), first, 0, ROWS),
-        f"generate {STEPS}": (generate(), inputs, STEPS, ROWS),
-        "3 beams": (generate(num_beams=3), inputs, STEPS, 3 * ROWS),
+        "forward": (lambda: model(**first), first, 0),
+        f"generate {STEPS}": (generate(), inputs, STEPS),
+        "3 beams": (generate(num_beams=3), inputs, STEPS),
     }
 
 
@@ -118,12 +118,17 @@ def main() -> None:
         inventory = walk.take_inventory(model)
         assert inventory is not None
         calls = calls_of(model, inputs)
-        for call, (function, arguments, steps, sequences) in calls.items():
+        for call, (function, arguments, steps) in calls.items():
             work = shapes.read_shapes((), arguments)
             assert work is not None
-            parts = inventory.generation(work, steps, sequences) if steps else (inventory.forward(work),)
-            assert parts is not None
-            ours, truth = sum(part.count for part in parts), counted(function)
+            first: list[Any] = []
+            hook = model.register_forward_pre_hook(
+                lambda _, args, kwargs, first=first: first.append(shapes.read_shapes(args, kwargs)), with_kwargs=True
+            )
+            truth = counted(function)
+            hook.remove()
+            parts = inventory.generation(first[0], steps, work) if steps else (inventory.forward(work),)
+            ours = sum(part.count for part in parts)
             exact = "yes" if all(part.exact for part in parts) else "no"
             print(f"| {title} | {call} | {ours / 1e9:.3f} | {truth / 1e9:.3f} | {ours / truth:.4f} | {exact} |")
         with torch.no_grad():

@@ -46,15 +46,15 @@ class CallSite(NamedTuple):
 
 
 class DecodingLoop(NamedTuple):
-    """One decoding loop: its model and arguments, by how much it multiplies its rows (beams, several sequences for each
-    prompt), whether a draft proposes tokens, and whether its cache is of a fixed size and computed over in full."""
+    """One decoding loop: its model and arguments. ``is_even``: each step is one forward over one new position of each
+    row (not where a draft proposes tokens, or where the prompt comes in chunks). ``is_plain``: no code but
+    transformers' own runs in it."""
 
     model: Any
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
-    copies: int
-    is_assisted: bool
-    has_fixed_cache: bool
+    is_even: bool
+    is_plain: bool
 
 
 class Point(NamedTuple):

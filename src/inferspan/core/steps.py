@@ -9,6 +9,7 @@ With assisted decoding one step yields one or more tokens: steps are counted her
 
 from __future__ import annotations
 
+from collections import defaultdict
 from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +30,8 @@ class Generation:
     ``is_assisted``: a draft proposes tokens. ``on_first_token`` is called when the first one is there.
 
     ``in_loop`` distinguishes a call that is the generation itself (Whisper's ``generate`` calls the general one for
-    each segment, Blip's that of its language model) from one inside a step of it (a draft model), which must not count.
+    each segment, Blip's that of its language model) from one inside a step of it (a draft model), which must not count:
+    ``has_nested`` says that there was one. ``forwards``: how often each model was called meanwhile, by its identity.
     """
 
     def __init__(self) -> None:
@@ -42,6 +44,8 @@ class Generation:
         self.outputs: list[Output] = []
         self.read_later: Callable[[Any], Output | None] | None = None
         self.in_loop = False
+        self.has_nested = False
+        self.forwards: defaultdict[int, int] = defaultdict(int)
         self.loops = 0
         self.is_assisted = False
         self.on_first_token: Callable[[], Any] | None = None

@@ -221,7 +221,7 @@ def test_probe_that_writes_nothing_down_does_nothing() -> None:
     assert silent.failed(record, ValueError()) is None
     silent.model_called(phase, 1, None, (), {})
     silent.generation_begins(phase, 1)
-    silent.decoding_begins(phase, 1, probe_module.DecodingLoop(None, (), {}, 1, False, False))
+    silent.decoding_begins(phase, 1, probe_module.DecodingLoop(None, (), {}, True, True))
     assert silent.is_ready(record, 1) is True
     assert (silent.value(phase, "forward", 1), silent.add(1, 2)) == (None, None)
     assert silent.describe(record, "forward", {}) == {}

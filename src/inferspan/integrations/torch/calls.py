@@ -98,28 +98,41 @@ def wrap_call(cls: Any, patches: Patches, *, every: bool = False) -> None:
     """Give a class the wrapped ``__call__``, unless it or a base has it. ``every``: all of its instances are models."""
     if is_ours(_call_of(cls)) and not every:
         return
-    torch = sys.modules["torch"]
-    is_compiling = torch.compiler.is_dynamo_compiling
-    in_compiled_code = _in_compiled_code(torch)
+    patches.wrap(cls, "__call__", lambda original: _prepare(_around(original, every), cls, every))
+    patches.define(cls, "__call__", _prepare(_before(cls, every), cls, every))
 
-    innermost = current.innermost
 
-    # Spelled out in both, since a call of ours would take as long as all of it, and be compiled where it may not.
-    def make(original: Callable[..., Any]) -> Callable[..., Any]:
-        def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
-            if is_compiling() or not (every or id(self) in _tracked):
-                return original(self, *args, **kwargs)
-            if (
-                (active := innermost()) is not None
-                and (phase := active.phase) is not None
-                and phase.modules is None
-                and (phase.in_model or phase.generation)
-                and active.ident == get_ident()
-            ) or in_compiled_code():
-                return original(self, *args, **kwargs)
-            return call(partial(original, self), self, args, kwargs, every)
+# The two are spelled out, since a call of ours would take as long as all of it, and be compiled where it may not.
 
-        return _prepare(__call__, cls, every)  # type: ignore[no-any-return]
+
+def _around(original: Callable[..., Any], every: bool) -> Callable[..., Any]:
+    """In place of a ``__call__`` that the class has itself."""
+    is_compiling, in_compiled_code, innermost = _asked()
+
+    def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if is_compiling() or not (every or id(self) in _tracked):
+            return original(self, *args, **kwargs)
+        if (
+            (active := innermost()) is not None
+            and (phase := active.phase) is not None
+            and phase.modules is None
+            and (phase.in_model or (phase.generation and id(self) in phase.generation.forwards))
+            and active.ident == get_ident()
+        ):
+            if phase.generation:
+                phase.generation.forwards[id(self)] += 1
+            return original(self, *args, **kwargs)
+        if in_compiled_code():
+            return original(self, *args, **kwargs)
+        return call(partial(original, self), self, args, kwargs, every)
+
+    return __call__
+
+
+def _before(cls: Any, every: bool) -> Callable[..., Any]:
+    """The class's own, where it inherits one: ``super()`` is asked anew at each call, since torch.fx and others replace
+    ``nn.Module.__call__`` for a while."""
+    is_compiling, in_compiled_code, innermost = _asked()
 
     def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
         if is_compiling() or not (every or id(self) in _tracked):
@@ -128,15 +141,22 @@ def wrap_call(cls: Any, patches: Patches, *, every: bool = False) -> None:
             (active := innermost()) is not None
             and (phase := active.phase) is not None
             and phase.modules is None
-            and (phase.in_model or phase.generation)
+            and (phase.in_model or (phase.generation and id(self) in phase.generation.forwards))
             and active.ident == get_ident()
-        ) or in_compiled_code():
+        ):
+            if phase.generation:
+                phase.generation.forwards[id(self)] += 1
             return super(cls, self).__call__(*args, **kwargs)
-        # super() is asked anew at each call: torch.fx and others replace nn.Module.__call__ for a while
+        if in_compiled_code():
+            return super(cls, self).__call__(*args, **kwargs)
         return call(super(cls, self).__call__, self, args, kwargs, every)
 
-    patches.wrap(cls, "__call__", make)
-    patches.define(cls, "__call__", _prepare(__call__, cls, every))
+    return __call__
+
+
+def _asked() -> tuple[Callable[[], Any], Callable[[], Any], Callable[[], current.Active | None]]:
+    torch = sys.modules["torch"]
+    return torch.compiler.is_dynamo_compiling, _in_compiled_code(torch), current.innermost
 
 
 def _call_of(cls: type) -> Any:
@@ -200,7 +220,12 @@ def call(
         slot = None if modules is None else modules.slots.get(id(model))
         if slot is not None:
             return modules.run(slot, model, function, args, kwargs)
-        if not phase.is_forward or phase.in_model or phase.generation is not None:
+        generation = phase.generation
+        if generation is not None:  # the first call of this model in it, or one that records layers
+            if id(model) not in generation.forwards:
+                current.model_called(phase, model, args, kwargs)
+            generation.forwards[id(model)] += 1
+        if not phase.is_forward or phase.in_model or generation is not None:
             return function(*args, **kwargs)
         # inside a phase that somebody else has opened: a pipeline's forward
         current.model_called(phase, model, args, kwargs)

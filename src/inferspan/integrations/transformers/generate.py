@@ -148,6 +148,8 @@ def _generate_nested(
         if running.end_ns is None:
             return original(model, *args, **kwargs)
         return _generate_again(phase, running, original, model, args, kwargs)
+    if running is not None:
+        running.has_nested = True
     return current.run_suppressed(original, (model, *args), kwargs)
 
 

@@ -12,9 +12,11 @@ from inferspan import semconv
 from inferspan.core.batch import Batch
 from inferspan.core.probe import DecodingLoop
 from inferspan.integrations.tensors import are_ids, begins_with, read_batch
-from inferspan.integrations.torch.describe import id_set
+from inferspan.integrations.torch.describe import id_set, is_of_library
 
 _PROPOSING = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit")
+
+_ASKING = ("PrefixConstrainedLogitsProcessor",)  # of transformers, but with a function of the program's
 
 _RECORDED = {
     "max_new_tokens": (semconv.MAX_TOKENS, int),
@@ -88,13 +90,23 @@ def batch_of(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Batch
 
 
 def loop_of(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any], is_assisted: bool) -> DecodingLoop:
-    """What the decoding loop will run on, read before it: it makes a cache of the caller's longer."""
-    copies = (
-        next((value for value in in_force(name, model, kwargs) if isinstance(value, int)), 1)
-        for name in ("num_beams", "num_return_sequences")
-    )
-    has_fixed_cache = any(value is not None for value in in_force("cache_implementation", model, kwargs))
-    return DecodingLoop(model, args, kwargs, max(copies), is_assisted, has_fixed_cache)
+    """What the decoding loop will run on, read before it."""
+    proposes = is_assisted or any(in_force("use_mtp", model, kwargs))
+    is_even = not proposes and all(value is None for value in in_force("prefill_chunk_size", model, kwargs))
+    return DecodingLoop(model, args, kwargs, is_even, len(args) < 3 and _is_plain(kwargs))
+
+
+def _is_plain(kwargs: dict[str, Any]) -> bool:
+    """Whether no code of the program's own is asked in each step."""
+    if kwargs.get("custom_generate") is not None or kwargs.get("prefix_allowed_tokens_fn") is not None:
+        return False
+    for given in (kwargs.get("logits_processor"), kwargs.get("stopping_criteria")):
+        if given is None or (isinstance(given, list) and not given):
+            continue
+        kinds = {type(item) for item in given} if isinstance(given, list) else {type(given)}
+        if not all(is_of_library(kind.__call__) and kind.__name__ not in _ASKING for kind in kinds):
+            return False
+    return True
 
 
 def prompt_length(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any], sequences: Any) -> int:

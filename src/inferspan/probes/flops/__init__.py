@@ -34,41 +34,59 @@ class FlopCount(NamedTuple):
     read_bytes: int | None = None
 
 
-class Decoded(NamedTuple):
-    """What a decoding loop runs on. ``sequences``: rows that decode; ``is_exact`` false where more is computed than
-    that shows."""
+class Decoded:
+    """What a decoding loop runs on. ``given`` are the shapes of what ``generate()`` was given, ``first`` those of its
+    first forward; ``is_whole``: nothing but this model is known to run, and nothing ran before."""
 
-    inventory: Inventory
-    shapes: CallShapes
-    sequences: int
-    is_exact: bool
+    first: CallShapes | None = None
+
+    def __init__(self, loop: DecodingLoop, inventory: Inventory, given: CallShapes | None, is_whole: bool) -> None:
+        self.model = id(loop.model)
+        self.is_even, self.is_plain = loop.is_even, loop.is_plain
+        self.inventory, self.given, self.is_whole = inventory, given, is_whole
 
     def flops(self, generation: Generation) -> tuple[Flops, Flops] | None:
         """Of prefill and decode; ``None`` where they are not known, as of several loops after each other."""
-        if generation.loops != 1 or not generation.steps:
+        if generation.loops != 1 or not generation.steps or not self.is_even or self.first is None:
             return None
-        found = self.inventory.generation(self.shapes, generation.steps, self.sequences)
-        if found is None or self.is_exact:
-            return found
-        return found[0]._replace(exact=False), found[1]._replace(exact=False)
+        prefill, decode = self.inventory.generation(self.first, generation.steps, self.given)
+        if self.is_plain and self.is_whole and self._is_alone(generation):
+            return prefill, decode
+        return prefill._replace(exact=False), decode._replace(exact=False)
 
     def kv_bytes(self, generation: Generation) -> int | None:
-        """Keys and values at the end of the loop."""
-        if generation.loops != 1 or not self.shapes.cached:
+        """Keys and values at the end of the loop; ``None`` where others may have been made."""
+        tokens = self._tokens(generation, generation.steps - 1)
+        if tokens is None or not self._is_alone(generation):
             return None
-        return self.inventory.kv_bytes(self.sequences, self._prompt() + generation.steps - 1)
+        assert self.first is not None
+        return self.inventory.kv_bytes(self.first.rows, tokens, self.first.slides)
 
     def read_bytes(self, generation: Generation) -> int | None:
         """What the steps after the first token read at least of weights and cache."""
-        if generation.loops != 1 or self.inventory.weight_bytes is None:
+        middle = self._tokens(generation, generation.steps // 2)
+        if middle is None or self.inventory.weight_bytes is None:
             return None
-        middle = self.inventory.kv_bytes(self.sequences, self._prompt() + generation.steps // 2)
-        return None if middle is None else (generation.steps - 1) * (self.inventory.weight_bytes + middle)
+        assert self.first is not None
+        cache = self.inventory.kv_bytes(self.first.rows, middle, self.first.slides)
+        return None if cache is None else (generation.steps - 1) * (self.inventory.weight_bytes + cache)
 
-    def _prompt(self) -> int:
-        if self.inventory.encoder is not None:
-            return self.shapes.decoder_length or 1
-        return self.shapes.length or 1
+    def _tokens(self, generation: Generation, more: int) -> int | None:
+        """Positions in the cache ``more`` steps after the first."""
+        first = self.first
+        if generation.loops != 1 or not self.is_even or first is None or not first.cached or first.past is None:
+            return None
+        length = first.decoder_length if self.inventory.encoder is not None else first.length
+        return first.past + (length or 1) + more
+
+    def _is_alone(self, generation: Generation) -> bool:
+        """Whether the model ran once in each step, and no other model did."""
+        steps = generation.steps
+        return (
+            not generation.has_nested
+            and generation.forwards.get(self.model) == steps
+            and all(key in self.inventory.modules and calls <= steps for key, calls in generation.forwards.items())
+        )
 
 
 class ForwardShapes:
@@ -102,12 +120,19 @@ class FlopsProbe(Probe):
     def model_called(
         self, phase: Phase, mark: ForwardShapes, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:
+        if phase.generation is not None:  # one that the closed form of its loop counts, or nobody does
+            decoded = mark.decoded
+            if decoded is not None and decoded.first is None and decoded.model == id(model):
+                decoded.first = _shapes_of(decoded.inventory, args, kwargs)
+                # an encoder runs before; a tower that does so hides how many of its positions go on
+                decoded.is_whole &= decoded.inventory.encoder is not None or not phase.generation.forwards
+            return
         plan = phase.inference.plan if phase.inference is not None else None
         info = plan.info if plan is not None and plan.model() is model else None
         if info is None:
             info = current.model_info(model)
         inventory = info.facts["inventory"] if "inventory" in info.facts else inventory_of(model, info)
-        shapes = None if inventory is None else read_shapes(args, kwargs)
+        shapes = None if inventory is None else _shapes_of(inventory, args, kwargs)
         if inventory is not None and shapes is not None:
             mark.calls = (*mark.calls, (inventory, shapes))
 
@@ -115,18 +140,20 @@ class FlopsProbe(Probe):
         if phase.generation is None or phase.inference is None:
             return
         info = current.model_info(loop.model)
-        inventory, shapes = inventory_of(loop.model, info), read_shapes(loop.args, loop.kwargs)
-        if inventory is None or shapes is None:
+        inventory = inventory_of(loop.model, info)
+        if inventory is None:
             return
-        shapes.assisted = loop.is_assisted
-        # a cache of fixed size is computed over in full; of images and audio the language model is only a part
-        is_whole = phase.inference.info in (None, info)
-        mark.decoded = Decoded(inventory, shapes, shapes.rows * loop.copies, is_whole and not loop.has_fixed_cache)
+        # of images and audio the language model is only a part; Whisper looks for the language before
+        ran_before = phase.generation.forwards.pop(id(loop.model), 0)
+        is_whole = not ran_before and phase.inference.info in (None, info)
+        has_side = inventory.encoder is not None or inventory.tower is not None
+        given = read_shapes(loop.args, loop.kwargs) if has_side else None
+        mark.decoded = Decoded(loop, inventory, given, is_whole)
 
     def value(self, phase: Phase, part: str, mark: ForwardShapes) -> FlopCount:
-        generation = phase.generation
+        generation, called = phase.generation, [inventory.forward(shapes) for inventory, shapes in mark.calls]
         if generation is None:
-            return _sum([inventory.forward(shapes) for inventory, shapes in mark.calls])
+            return _sum(called)
         counted = None if mark.decoded is None else mark.decoded.flops(generation)
         if counted is None or mark.decoded is None:
             return FlopCount(None)
@@ -134,7 +161,7 @@ class FlopsProbe(Probe):
             return FlopCount(*counted[0])
         if part == DECODE:
             return FlopCount(*counted[1], mark.decoded.read_bytes(generation))
-        return _sum(list(counted))
+        return _sum([*called, *counted])
 
     def add(self, one: FlopCount | None, other: FlopCount | None) -> FlopCount:
         one, other = one or FlopCount(None), other or FlopCount(None)
@@ -183,6 +210,13 @@ class FlopsProbe(Probe):
             report.results["kv_cache"] = kv_bytes
             report.attributes[semconv.KV_CACHE_SIZE] = kv_bytes
             report.points.append(Point(semconv.KV_CACHE_SIZES, kv_bytes))
+
+
+def _shapes_of(inventory: Inventory, args: tuple[Any, ...], kwargs: dict[str, Any]) -> CallShapes | None:
+    """The shapes of one call of the model."""
+    if len(args) > 1:
+        kwargs = {**dict(zip(inventory.parameters[1:], args[1:], strict=False)), **kwargs}
+    return read_shapes(args, kwargs)
 
 
 def _sum(counted: list[Flops]) -> FlopCount:

@@ -25,7 +25,8 @@ class CallShapes:
 
     ``length`` is that of ids or embeddings (the encoder's, if there is one), ``decoder_length`` the decoder's,
     ``source_length`` that of an encoder's output that came ready, ``media`` the shape of pixels or audio, ``keep`` the
-    positions that logits are asked for. ``past`` is what the cache holds, ``None`` where only the device knows.
+    positions that logits are asked for. ``past`` is what the cache holds, ``None`` where only the device knows;
+    ``slides``: of layers with a window it holds no more than that.
     """
 
     rows: int
@@ -36,8 +37,7 @@ class CallShapes:
     past: int | None = 0
     keep: int | None = None
     cached: bool = True
-    chunk: int | None = None
-    assisted: bool = False
+    slides: bool = True
 
 
 @dataclass(slots=True)
@@ -98,10 +98,10 @@ class Stack:
         rows, length = (rows, math.prod(sizes)) if sizes else (1, rows)
         return flops, rows, length + self.extra_tokens
 
-    def flops(self, rows: int, queries: int, past: int = 0, source: int = 0) -> int:
+    def flops(self, rows: int, queries: int, past: int = 0, source: int = 0, slides: bool = True) -> int:
         """One pass over ``queries`` new positions a row, after ``past`` cached ones, with ``source`` of an encoder."""
         each = self.token + sum(
-            flops * (queries + (past if window is None else min(past, window - 1)))
+            flops * (queries + (min(past, window - 1) if window is not None and slides else past))
             for window, flops in self.pairs.items()
         )
         if source:
@@ -113,6 +113,7 @@ class Stack:
 @dataclass(slots=True)
 class Inventory:
     """What one model computes. ``shards``: over how many devices tensor parallelism splits it; counts are of all.
+    ``parameters`` are the names of what its ``forward`` takes, ``modules`` the identities of all its modules.
 
     ``weight_bytes`` is what a decoding step of one row reads of the weights: the decoder's and the head's, of experts
     as many as a token goes to, of embeddings one row; ``None`` where a format of its own hides its size. ``kv`` is
@@ -123,50 +124,54 @@ class Inventory:
     encoder: Stack | None
     tower: Stack | None
     exact: bool
-    keeps_logits: bool
+    parameters: tuple[str, ...]
+    modules: frozenset[int]
     shards: int
     weight_bytes: int | None
     kv: dict[int | None, int] | None
 
-    def kv_bytes(self, rows: int, tokens: int) -> int | None:
-        """Bytes of the cache of ``rows`` with ``tokens`` each, of which a layer with a window keeps no more."""
+    def kv_bytes(self, rows: int, tokens: int, slides: bool = True) -> int | None:
+        """Bytes of the cache of ``rows`` with ``tokens`` each, of which a layer with a window keeps all that the next
+        one sees besides itself."""
         if self.kv is None:
             return None
-        return rows * sum(size * min(tokens, window or tokens) for window, size in self.kv.items())
+        return rows * sum(
+            size * (min(tokens, window - 1) if window is not None and slides else tokens)
+            for window, size in self.kv.items()
+        )
 
     def forward(self, work: CallShapes) -> Flops:
         """One call of the model."""
         flops, rows, queries, source, exact = self._enter(work, work.decoder_length or work.length or 1)
-        flops += self.main.flops(rows, queries, work.past or 0, source)
+        flops += self.main.flops(rows, queries, work.past or 0, source, work.slides)
         flops += rows * min(work.keep or queries, queries) * self.main.head
         return Flops(flops, exact and work.past is not None)
 
-    def generation(self, work: CallShapes, steps: int, sequences: int) -> tuple[Flops, Flops] | None:
+    def generation(self, first: CallShapes, steps: int, given: CallShapes | None = None) -> tuple[Flops, Flops]:
         """Prefill (up to the first token) and decode (the rest) of ``generate()`` with ``steps`` forwards in all.
 
-        ``sequences`` is how many rows decode: those of the prompt by ``max(num_beams, num_return_sequences)``, since
-        transformers repeats them after the encoder and before the prefill. ``None`` for assisted decoding, where
-        shapes do not show what the draft proposed.
+        ``first`` are the shapes of the first of them, after which each takes one more position of each row; ``given``
+        those of what ``generate()`` was given, which an encoder or a tower has seen before.
         """
-        if work.assisted or steps < 1:
-            return None
-        prefill, _, length, source, exact = self._enter(work, work.decoder_length or 1)
-        exact = exact and work.past is not None and work.chunk is None  # the last chunk ends differently by version
-        main, begin, more = self.main, min(work.past or 0, length - 1), steps - 1
-        for start in range(begin, length, work.chunk or length):
-            queries = min(work.chunk or length, length - start)
-            kept = (work.keep or 1) if self.keeps_logits else queries
-            prefill += main.flops(sequences, queries, start, source) + sequences * min(kept, queries) * main.head
-        if work.cached:
+        count, exact = self.forward(first)
+        before = None if first.media is not None else given
+        side = self.encoder or (self.tower if before is not None and before.media is not None else None)
+        if before is not None and side is not None and before.source_length is None:
+            flops, rows, source = side.enter(before)
+            count += flops + side.flops(rows, source)
+        _, rows, queries, source, _ = self._enter(first, first.decoder_length or first.length or 1)
+        main, more, length = self.main, steps - 1, (first.past or 0) + queries
+        if first.cached:
             decode = more * (main.token + main.row + (main.cross + main.source_pair * source if source else 0))
-            decode += sum(flops * _keys(length, more, window) for window, flops in main.pairs.items())
-            decode *= sequences
+            for window, flops in main.pairs.items():
+                decode += flops * _keys(length, more, window if first.slides else None)
+            decode *= rows
             kept = more
         else:  # each step runs all that there is so far: of second degree in the step, so summed by its differences
-            one, two, three = (main.flops(sequences, length + step, 0, source) for step in (1, 2, 3))
+            one, two, three = (main.flops(rows, length + step, 0, source) for step in (1, 2, 3))
             decode = more * one + math.comb(more, 2) * (two - one) + math.comb(more, 3) * (three - 2 * two + one)
-            kept = more if self.keeps_logits else _keys(length, more, None)
-        return Flops(prefill, exact), Flops(decode + sequences * kept * main.head, exact)
+            kept = _keys(length, more, None) if first.keep is None else more * first.keep
+        return Flops(count, exact), Flops(decode + rows * kept * main.head, exact)
 
     def _enter(self, work: CallShapes, decoder_length: int) -> tuple[int, int, int, int, bool]:
         """FLOPs of what runs before the main stack, its rows and positions, the encoder's positions; exact?"""

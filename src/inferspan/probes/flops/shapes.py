@@ -10,7 +10,6 @@ from inferspan.probes.flops.inventory import CallShapes
 
 _MEDIA = ("pixel_values", "input_features", "input_values", "pixel_values_videos", "audio_values")
 _OF_ENCODERS = frozenset(("input_ids", "attention_mask", "token_type_ids"))
-_GROWING_CACHES = (None, "dynamic", "dynamic_full", "offloaded", "quantized")
 
 
 def read_shapes(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> CallShapes | None:
@@ -29,30 +28,24 @@ def read_shapes(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> CallShapes 
     if shape:
         is_text = len(shape) < 3 and not getattr(getattr(unnamed, "dtype", None), "is_floating_point", True)
         shapes["input_ids" if is_text else "pixel_values"] = shape
-    text = shapes.get("input_ids") or shapes.get("inputs_embeds", ())[:-1]
-    decoder = shapes.get("decoder_input_ids") or shapes.get("decoder_inputs_embeds", ())[:-1]
+    text = shapes.get("inputs_embeds", ())[:-1] or shapes.get("input_ids", ())
+    decoder = shapes.get("decoder_inputs_embeds", ())[:-1] or shapes.get("decoder_input_ids") or shapes.get("labels")
     source = shape_of(_first(kwargs.get("encoder_outputs"))) or shapes.get("encoder_hidden_states")
     media = next((shapes[name] for name in _MEDIA if name in shapes), None)
-    batch = text[:-1] or (media or source or decoder)[:1]
+    batch = text[:-1] or (media or source or decoder or ())[:1]
     if not batch:
         return None
-    config = kwargs.get("generation_config")
-
-    def setting(name: str) -> Any:
-        value = kwargs.get(name)
-        return value if value is not None or config is None else getattr(config, name, None)
-
-    grows = setting("cache_implementation") in _GROWING_CACHES
+    cache = kwargs.get("past_key_values")
     return CallShapes(
         rows=math.prod(batch),
         length=text[-1] if text else None,
         decoder_length=decoder[-1] if decoder else None,
         source_length=source[1] if source else None,
         media=media,
-        past=_cache_length(kwargs.get("past_key_values")) if grows else None,
+        past=_cache_length(cache),
         keep=shapes["logits_to_keep"][0] if "logits_to_keep" in shapes else int_of(kwargs.get("logits_to_keep")),
-        cached=setting("use_cache") is not False,
-        chunk=int_of(setting("prefill_chunk_size")),
+        cached=kwargs.get("use_cache") is not False,
+        slides=cache is None or any(getattr(layer, "is_sliding", False) for layer in _layers(cache) or ()),
     )
 
 
@@ -64,7 +57,7 @@ def shape_of(value: Any) -> tuple[int, ...] | None:
 
 
 def _first(outputs: Any) -> Any:
-    return outputs[0] if isinstance(outputs, tuple) and outputs else getattr(outputs, "last_hidden_state", None)
+    return outputs[0] if isinstance(outputs, (tuple, list)) and outputs else getattr(outputs, "last_hidden_state", None)
 
 
 def _cache_length(cache: Any) -> int | None:
@@ -74,12 +67,15 @@ def _cache_length(cache: Any) -> int | None:
     if isinstance(cache, tuple):  # of older models: for each layer its keys and values
         shape = shape_of(_first(_first(cache)))
         return shape[-2] if shape and len(shape) > 2 else None
-    layers = getattr(getattr(cache, "self_attention_cache", cache), "layers", None)
-    if not isinstance(layers, list):
-        return None
+    layers = _layers(cache)
     if not layers:
-        return 0
+        return None if layers is None else 0
     return None if getattr(layers[0], "is_compileable", True) else int_of(layers[0].get_seq_length(), least=0)
+
+
+def _layers(cache: Any) -> list[Any] | None:
+    layers = getattr(getattr(cache, "self_attention_cache", cache), "layers", None)
+    return layers if isinstance(layers, list) else None
 
 
 def int_of(value: Any, least: int = 1) -> int | None:

@@ -21,7 +21,7 @@ import re
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from inferspan.integrations.torch.describe import written_class
+from inferspan.integrations.torch.describe import is_of_library, matrix_of, written_class
 from inferspan.probes.flops.inventory import Convolution, Inventory, Stack
 from inferspan.probes.flops.shapes import int_of, shape_of
 
@@ -55,12 +55,12 @@ _EXTRA_TOKEN = re.compile(r"(cls|class|dist\w*|reg\w*)_(token|embedding)s?")
 _ADDED = re.compile(r"token|embed|pos|latent|bias|scale|table|mask|cls|quer(y|ies)$")
 _OTHER_PARAMETER = re.compile(r"A_log|dt_bias|lambda_\w+")
 
+_DECODES = ("prepare_inputs_for_generation", "_prefill", "_sample", "_beam_search")
 _HEADS = ("num_heads", "num_attention_heads", "n_heads", "n_head")
 _KV_HEADS = ("num_key_value_heads", "num_kv_heads")
 _HEAD_SIZES = ("qk_head_dim", "head_dim", "attention_head_size", "key_value_proj_dim", "head_size")
 _WIDTHS = ("embed_dim", "hidden_size")
 _TOP_K = ("num_experts_per_tok", "num_experts_per_token", "num_selected_experts", "moe_topk", "moe_top_k", "top_k")
-_MATRIX = (("in_features", "out_features"), ("nx", "nf"), ("infeatures", "outfeatures"))
 # Others (torchao's, DTensor) do not show by shape and dtype how many bytes they take here.
 _PLAIN_TENSORS = frozenset(("Parameter", "Tensor", "Params4bit", "Int8Params"))
 
@@ -92,8 +92,9 @@ def take_inventory(model: Any) -> Inventory | None:
         main=main,
         encoder=side if feeds_decoder else None,
         tower=side if side.layers and not feeds_decoder else None,
-        exact=walk.exact and is_known and is_plain,
-        keeps_logits=_takes(type(model), "logits_to_keep"),
+        exact=walk.exact and is_known and is_plain and _is_of_libraries(model),
+        parameters=_parameters(type(model)) if is_known else (),
+        modules=frozenset(map(id, model.modules())),
         shards=int_of(getattr(model, "tp_size", None)) or 1,
         weight_bytes=main.weight_bytes if walk.sizes_known else None,
         kv=walk.kv if walk.kv and callable(generates) and generates() else None,
@@ -145,8 +146,8 @@ class _Walk:
     def visit(self, module: Any, place: _Place) -> None:
         own, kind = module.__dict__, written_class(module).__name__
         children = own.get("_modules") or {}
-        size = _matrix(own)
-        wraps_linear = any(_matrix(child.__dict__) for child in children.values() if child is not None)
+        size = matrix_of(own)
+        wraps_linear = any(matrix_of(child.__dict__) for child in children.values() if child is not None)
         if size and not wraps_linear:  # LoRA's layer has the sizes of the one that it wraps
             self._add(place, 2 * size[0] * size[1])
             self._weigh(own, place)
@@ -175,6 +176,8 @@ class _Walk:
             for adapter in () if is_off else getattr(parent, "active_adapters", ()):
                 if adapter in below:
                     self.visit(below[adapter], place)
+                    # DoRA and others of its kind compute more than the two products
+                    self.exact = self.exact and adapter not in (parent.__dict__.get("lora_variant") or ())
         else:
             self.visit(child, self._place_of(parent, name, child, place))
 
@@ -288,14 +291,6 @@ def _roles(name: str) -> frozenset[str]:
     return frozenset(role for role, names in _ROLES.items() if names.fullmatch(name))
 
 
-def _matrix(own: dict[str, Any]) -> tuple[int, int] | None:
-    """Logical sizes of a linear layer, however it stores its weight."""
-    for rows, columns in _MATRIX:
-        if rows in own and columns in own:
-            return own[rows], own[columns]
-    return None
-
-
 def _convolution(own: dict[str, Any], on_branch: bool) -> Convolution:
     def each(value: Any) -> tuple[int, ...]:
         return tuple(value) if isinstance(value, (tuple, list)) else (value,) * 3
@@ -317,12 +312,19 @@ def _bytes(tensor: Any) -> int | None:
     return size if scales is None else size + int(math.prod(scales.shape) * scales.dtype.itemsize)
 
 
-def _takes(cls: type, name: str) -> bool:
-    """Whether the class's ``forward`` has a parameter of this name."""
+def _is_of_libraries(model: Any) -> bool:
+    """Whether no module of the program's own computes, of which nobody knows how often it runs what it holds."""
+    found = [module.__dict__.get("forward") or getattr(type(module), "forward", None) for module in model.modules()]
+    found += [getattr(type(model), name, None) for name in _DECODES]
+    return all(is_of_library(function) for function in found if function is not None)
+
+
+def _parameters(cls: type) -> tuple[str, ...]:
+    """Names of the parameters of the class's ``forward``."""
     try:
-        return name in inspect.signature(cls.forward).parameters  # type: ignore[attr-defined]
+        return tuple(inspect.signature(cls.forward).parameters)[1:]  # type: ignore[attr-defined]
     except (TypeError, ValueError, AttributeError):
-        return False
+        return ()
 
 
 def _first_int(own: dict[str, Any], config: Any, names: tuple[str, ...]) -> int | None:

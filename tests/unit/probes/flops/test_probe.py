@@ -144,6 +144,6 @@ def test_generation_of_which_no_loop_was_seen_has_none() -> None:
     phase.generation = Generation()
     for part in phase.parts():
         assert PROBE.value(phase, part, mark) == FlopCount(None)
-    loop = DecodingLoop(object(), (), {}, 1, False, False)
+    loop = DecodingLoop(object(), (), {}, True, True)
     PROBE.decoding_begins(phase, mark, loop)  # no module: it has no inventory
     assert mark.decoded is None

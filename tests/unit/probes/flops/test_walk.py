@@ -205,14 +205,8 @@ class Untouchable:
         pytest.param((), {"input_ids": _ids(1, 7), "use_cache": False}, CallShapes(1, 7, cached=False), id="no cache"),
         pytest.param(
             (),
-            {"input_ids": _ids(1, 7), "cache_implementation": "static"},
-            CallShapes(1, 7, past=None),
-            id="static cache",
-        ),
-        pytest.param(
-            (),
             {"input_ids": _ids(1, 1), "past_key_values": ((torch.zeros(1, 2, 5, 4),) * 2,)},
-            CallShapes(1, 1, past=5),
+            CallShapes(1, 1, past=5, slides=False),
             id="cache as tuples",
         ),
         pytest.param(
@@ -231,7 +225,7 @@ def test_shapes_read_from_the_arguments(args: tuple[Any, ...], kwargs: dict[str,
 
 def _numbers(encoder: Stack | None = None, **main: Any) -> Inventory:
     stack = Stack(token=1000, head=300, layers=1, **main)
-    return Inventory(stack, encoder, None, True, True, 1, None, {None: 10, 4: 1})
+    return Inventory(stack, encoder, None, True, (), frozenset(), 1, None, {None: 10, 4: 1})
 
 
 @pytest.mark.parametrize("length", [1, 3, 20])
@@ -246,11 +240,12 @@ def _numbers(encoder: Stack | None = None, **main: Any) -> Inventory:
 def test_generation_is_the_sum_of_its_steps(inventory: Inventory, steps: int, length: int) -> None:
     prefill = inventory.forward(CallShapes(rows=2, length=length, keep=1))
     each = [inventory.forward(CallShapes(rows=2, length=1, past=length + step)).count for step in range(steps - 1)]
-    assert inventory.generation(CallShapes(rows=2, length=length), steps, 2) == (prefill, Flops(sum(each), True))
+    first = CallShapes(rows=2, length=length, keep=1)
+    assert inventory.generation(first, steps) == (prefill, Flops(sum(each), True))
 
     again = [inventory.forward(CallShapes(rows=2, length=length + step, keep=1)).count for step in range(1, steps)]
-    uncached = inventory.generation(CallShapes(rows=2, length=length, cached=False), steps, 2)
-    assert uncached == (prefill, Flops(sum(again), True))
+    first = CallShapes(rows=2, length=length, keep=1, cached=False)
+    assert inventory.generation(first, steps) == (prefill, Flops(sum(again), True))
 
 
 def test_generation_of_an_encoder_decoder_encodes_each_prompt_once() -> None:
@@ -260,24 +255,22 @@ def test_generation_of_an_encoder_decoder_encodes_each_prompt_once() -> None:
     encoded = 2 * 10 * (50 + 2 * 10)
     first = 6 * (1000 + 300 + 7 + 20 + 4 * 10 + 30 * 10)
     second = 6 * (1000 + 300 + 2 * 7 + 20 + 4 * 10)
-    found = inventory.generation(CallShapes(rows=2, length=10), 2, sequences=6)
+    called = CallShapes(rows=6, decoder_length=1, source_length=10)
+    found = inventory.generation(called, 2, CallShapes(rows=2, length=10))
     assert found == (Flops(encoded + first, True), Flops(second, True))
 
 
 def test_generation_after_a_cached_prompt_computes_what_is_new() -> None:
     inventory = _numbers(pairs={None: 7})
-    found = inventory.generation(CallShapes(rows=1, length=10, past=8), 1, 1)
+    found = inventory.generation(CallShapes(rows=1, length=2, past=8, keep=1), 1)
     assert found == (Flops(2 * 1000 + 300 + 2 * 10 * 7, True), Flops(0, True))
-
-
-def test_generation_with_a_draft_is_not_told() -> None:
-    assert _numbers().generation(CallShapes(rows=1, length=10, assisted=True), 5, 1) is None
 
 
 def test_the_cache_of_a_layer_with_a_window_stops_growing() -> None:
     inventory = _numbers()
     assert inventory.kv_bytes(2, 3) == 2 * 3 * 11
-    assert inventory.kv_bytes(2, 100) == 2 * (100 * 10 + 4 * 1)
+    assert inventory.kv_bytes(2, 100) == 2 * (100 * 10 + 3 * 1)
+    assert inventory.kv_bytes(2, 100, slides=False) == 2 * 100 * 11
 
 
 def test_importing_brings_no_torch() -> None:
