@@ -128,6 +128,19 @@ def uninstrumented_afterwards() -> Iterator[None]:
         inferspan.uninstrument()
 
 
+@pytest.fixture
+def greenlet() -> Iterator[Any]:
+    """The library, for one test: while it is loaded, more is looked at in each call."""
+    yield pytest.importorskip("greenlet")
+    del sys.modules["greenlet"]
+
+
+@pytest.fixture
+def trio() -> Iterator[Any]:
+    yield pytest.importorskip("trio")
+    del sys.modules["trio"]
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_teardown() -> Iterator[None]:
     """Fail the test that leaves something patched, not one that comes later and finds it so."""

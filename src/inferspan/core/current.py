@@ -82,15 +82,21 @@ _modules = sys.modules
 
 
 def _task() -> Any:
-    """What takes turns with others on this thread: the asyncio or trio task, or the greenlet, if there is one. Where
-    neither is loaded and no event loop runs there is none, which the paths of each call see for themselves."""
+    """What takes turns with others on this thread: the asyncio or trio task, or the greenlet, unless that is the
+    thread's own. Where neither is loaded and no event loop runs there is none, which the paths of each call see for
+    themselves."""
     if _get_running_loop() is not None:
         return current_task()
     trio, greenlet = _modules.get("trio"), _modules.get("greenlet")
     if trio is not None:
-        with suppress(RuntimeError):  # not inside of trio
+        with suppress(RuntimeError, AttributeError):  # not inside of trio, or a thread is just importing it
             return trio.lowlevel.current_task()
-    return None if greenlet is None else greenlet.getcurrent()
+    found = getattr(greenlet, "getcurrent", _no_greenlet)()
+    return None if found is None or found.parent is None else found
+
+
+def _no_greenlet() -> None:
+    pass
 
 
 def here() -> Active | None:
@@ -108,9 +114,9 @@ def here() -> Active | None:
     return active if active.task is (None if is_alone else _task()) else None
 
 
-def open_here() -> Inference | None:
-    """The inference that runs here and is in none of its phases."""
-    active = _active.get()
+def open_here(active: Active | None = None) -> Inference | None:
+    """The inference that runs here, or runs where this was innermost, and is in none of its phases."""
+    active = active or _active.get()
     while active is not None:
         inference = active.inference
         if active.is_left or (inference is not None and inference.end_ns is not None):
@@ -246,9 +252,12 @@ def _meet(inference: Inference, info: ModelInfo, model: Any) -> None:
 
 
 def _parent_here() -> Context:
-    """The current context; where that is still the one of an inference that is over, since it was left in another
-    context, the one outside of it."""
-    context, active = otel_context.get_current(), _active.get()
+    return parent_of(otel_context.get_current(), _active.get())
+
+
+def parent_of(context: Context, active: Active | None) -> Context:
+    """The context, in which this is innermost; where it is still the one of an inference that is over, since it was
+    left in another context, the one outside of it."""
     while active is not None and _is_over(active):
         if active.inference is not None and context is active.inference.context and active.context_before is not None:
             context = active.context_before

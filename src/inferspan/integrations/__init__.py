@@ -106,6 +106,13 @@ INTEGRATIONS: tuple[Integration, ...] = (
         always=True,
     ),
     Integration(
+        "handover",
+        TRANSFORMERS,
+        ".transformers.handover",
+        {"transformers.generation.streamers": "install"},
+        always=True,
+    ),
+    Integration(
         "continuous_batching",
         TRANSFORMERS,
         ".transformers.continuous_batching",

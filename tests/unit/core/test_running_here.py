@@ -6,8 +6,10 @@ import asyncio
 import contextvars
 import gc
 import itertools
+import sys
 import threading
 from collections.abc import AsyncIterator, Callable
+from types import ModuleType, SimpleNamespace
 from typing import Any, TypeVar
 
 import pytest
@@ -171,12 +173,62 @@ def test_phase_inherited_by_a_callback_of_the_loop_is_nothing_there(recorder: Re
     assert asyncio.run(main()) == ["nothing"]
 
 
-def test_phase_inherited_by_another_greenlet_is_nothing_there(recorder: Recorder) -> None:
-    greenlet = pytest.importorskip("greenlet")
+@pytest.mark.parametrize("name", ["trio", "greenlet"])
+def test_library_of_tasks_that_another_thread_is_just_importing_is_none(
+    recorder: Recorder, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    with inferspan.inference("answer") as block, block.phase("think"):
+        assert hook() == "phase"
+
+
+def test_library_of_tasks_that_is_imported_in_a_phase_leaves_it_the_phase(
+    recorder: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    main = SimpleNamespace(parent=None)
+    with inferspan.inference("answer") as block, block.phase("think"):
+        monkeypatch.setitem(sys.modules, "greenlet", SimpleNamespace(getcurrent=lambda: main))  # type: ignore[arg-type]
+        assert hook() == "phase"
+
+
+def test_phase_inherited_by_another_greenlet_is_nothing_there(recorder: Recorder, greenlet: Any) -> None:
     with inferspan.inference("answer") as block, block.phase("think"):
         other = greenlet.greenlet(hook)
         other.gr_context = contextvars.copy_context()
         assert (hook(), other.switch(), hook()) == ("phase", "nothing", "phase")
+
+
+def test_phase_inherited_by_another_task_of_trio_is_nothing_there(recorder: Recorder, trio: Any) -> None:
+    found = []
+
+    async def task() -> None:
+        found.append(hook())
+
+    async def main() -> None:
+        async with inferspan.inference("answer") as block, block.phase("think"):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(task)
+            found.append(hook())
+            found.append(await trio.to_thread.run_sync(hook))
+
+    trio.run(main)
+    assert found == ["nothing", "phase", "nothing"]
+
+
+@pytest.mark.skipif(sys.version_info < (3, 14), reason="contexts are entered with `with` from Python 3.14 on")
+def test_context_that_is_entered_for_a_while_is_what_runs_here(recorder: Recorder) -> None:
+    with inferspan.inference("answer"):
+        copied = contextvars.copy_context()
+    with inferspan.inference("other") as block, block.phase("think"):
+        inside = contextvars.copy_context()
+        with copied:  # type: ignore[attr-defined]
+            assert hook() == "nothing"
+        assert hook() == "phase"
+        with contextvars.Context():  # type: ignore[attr-defined]
+            assert hook() == "nothing"
+            with inside:  # type: ignore[attr-defined]
+                assert hook() == "phase"
+        assert hook() == "phase"
 
 
 def test_suppression_inherited_by_another_thread_is_nothing_there(recorder: Recorder) -> None:

@@ -108,6 +108,7 @@ def wrap_call(cls: Any, patches: Patches, *, every: bool = False) -> None:
 def _around(original: Callable[..., Any], every: bool) -> Callable[..., Any]:
     """In place of a ``__call__`` that the class has itself."""
     is_compiling, in_compiled_code, innermost = _asked()
+    modules = sys.modules
 
     def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
         if is_compiling() or not (every or id(self) in _tracked):
@@ -116,8 +117,12 @@ def _around(original: Callable[..., Any], every: bool) -> Callable[..., Any]:
             (active := innermost()) is not None
             and (phase := active.phase) is not None
             and phase.modules is None
-            and (phase.in_model or (phase.generation and id(self) in phase.generation.forwards))
+            and (
+                phase.in_model
+                or ((steps := phase.generation) is not None and steps.end_ns is None and id(self) in steps.forwards)
+            )
             and active.ident == get_ident()
+            and "greenlet" not in modules
         ):
             if phase.generation:
                 phase.generation.forwards[id(self)] += 1
@@ -133,6 +138,7 @@ def _before(cls: Any, every: bool) -> Callable[..., Any]:
     """The class's own, where it inherits one: ``super()`` is asked anew at each call, since torch.fx and others replace
     ``nn.Module.__call__`` for a while."""
     is_compiling, in_compiled_code, innermost = _asked()
+    modules = sys.modules
 
     def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
         if is_compiling() or not (every or id(self) in _tracked):
@@ -141,8 +147,12 @@ def _before(cls: Any, every: bool) -> Callable[..., Any]:
             (active := innermost()) is not None
             and (phase := active.phase) is not None
             and phase.modules is None
-            and (phase.in_model or (phase.generation and id(self) in phase.generation.forwards))
+            and (
+                phase.in_model
+                or ((steps := phase.generation) is not None and steps.end_ns is None and id(self) in steps.forwards)
+            )
             and active.ident == get_ident()
+            and "greenlet" not in modules
         ):
             if phase.generation:
                 phase.generation.forwards[id(self)] += 1

@@ -79,10 +79,11 @@ def _generate(original: Callable[..., Any]) -> Callable[..., Any]:
             return original(self, *args, **kwargs)
         active = current.here()
         if active is None:
-            around = streamers.open_inference_of(kwargs.get("streamer"))
-            if around is not None:
-                return _generate_in(around, counting, self, args, kwargs)
-            return _generate_alone(counting, self, args, kwargs)
+            origin = streamers.origin_of(kwargs["streamer"]) if "streamer" in kwargs else None
+            around = None if origin is None else origin.inference()
+            if around is not None:  # it runs in a thread of an inference() block, which only its streamer knows
+                return streamers.run_in(around, _generate_in, (around, counting, self, args, kwargs), {})
+            return _generate_alone(origin, counting, self, args, kwargs)
         if active.is_suppressed:
             return original(self, *args, **kwargs)
         if active.phase is None and active.inference is not None:
@@ -110,8 +111,14 @@ def _generating_phase() -> Phase | None:
     return None if phase is None or phase.generation is None else phase
 
 
-def _generate_alone(original: Callable[..., Any], model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    inference = _open(model, kwargs.get("streamer"))
+def _generate_alone(
+    origin: streamers.Origin | None,
+    original: Callable[..., Any],
+    model: Any,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> Any:
+    inference = _open(model, origin)
     if inference is None:
         return original(model, *args, **kwargs)
     return current.run(inference, _generate_in, (inference, original, model, args, kwargs), {})
@@ -212,12 +219,11 @@ def _make_plan(model: Any, _: str, __: Any) -> Plan:
 
 
 @faults.guarded("generation.open")
-def _open(model: Any, streamer: Any) -> Inference | None:
+def _open(model: Any, origin: streamers.Origin | None) -> Inference | None:
     if is_replica(model):
         return None
-    origin = streamers.origin_of(streamer)
     plan = current.plan(model, "generate", _make_plan, model)
-    return current.open_inference(plan, model=model, parent=None if origin is None else origin.context)
+    return current.open_inference(plan, model=model, parent=None if origin is None else origin.parent())
 
 
 # -- what goes in and comes out ------------------------------------------------------------------------------------

@@ -61,13 +61,11 @@ def _call(original: Callable[..., Any], patches: Patches) -> Callable[..., Any]:
             return original(self, *args, **kwargs)
         if _patched_classes.get(type(self)) is not patches:
             _patch_phases(type(self), patches)
-        around = streamers.open_inference_of(kwargs["streamer"]) if "streamer" in kwargs else None
+        given = vars(self).get("_forward_params") if active is None else None
+        origin = streamers.origin_of(_streamer_of(given, kwargs)) if active is None and (kwargs or given) else None
+        around = None if origin is None else origin.inference()
         if around is not None:  # it runs in a thread of an inference() block, which only its streamer knows
-            entered = current.enter(around)
-            try:
-                return original(self, *args, **kwargs)
-            finally:
-                current.leave(entered)
+            return streamers.run_in(around, original, (self, *args), kwargs)
         outside = None if active is None else active.inference
         # Between a pipeline's phases only the program's own generator or ``Dataset`` runs, and a pipeline that is
         # called in there is another inference. In an inference() block the phases are the block's.
@@ -76,7 +74,7 @@ def _call(original: Callable[..., Any], patches: Patches) -> Callable[..., Any]:
             if type(result).__name__ == lazy.TYPE:
                 lazy.keep_for_later(result, lambda: _plan(self, args, kwargs))
             return result
-        inference = _open(self, args, kwargs)
+        inference = _open(self, args, kwargs, origin)
         if inference is None:
             return original(self, *args, **kwargs)
         entered = current.enter(inference)
@@ -110,15 +108,25 @@ def _make_plan(pipeline: Any, key: tuple[str, str], model: Any) -> Plan:
     return plan
 
 
-def _open(pipeline: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Inference | None:
+def _open(
+    pipeline: Any, args: tuple[Any, ...], kwargs: dict[str, Any], origin: streamers.Origin | None
+) -> Inference | None:
     try:
         plan = _plan(pipeline, args, kwargs)
-        origin = streamers.origin_of(kwargs["streamer"]) if "streamer" in kwargs else None
-        parent = None if origin is None else origin.context
+        parent = None if origin is None else origin.parent()
         return current.open_inference(plan, model=getattr(pipeline, "model", None), parent=parent)
     except Exception:  # noqa: BLE001 - a pipeline of the program's own
         faults.note("pipelines.open")
         return None
+
+
+def _streamer_of(given: Any, kwargs: dict[str, Any]) -> Any:
+    """The streamer of a call, which may have been given when the pipeline was made."""
+    for each in (kwargs, given):
+        for found in (each, each.get("generate_kwargs")) if isinstance(each, dict) else ():
+            if isinstance(found, dict) and found.get("streamer") is not None:
+                return found["streamer"]
+    return None
 
 
 def _operation(task: str, inputs: Any) -> str:
