@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import asyncio
+import contextvars
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from typing import Any
 
 import pytest
 import torch
 import transformers
+from transformers.generation.streamers import BaseStreamer
 
 import inferspan
 from support import tiny
@@ -49,3 +55,93 @@ def test_generate_in_a_phase_of_the_programs_own_is_recorded_in_it(recorder: Rec
     assert recorder.trees() == [("answer", ("write", "prefill", "decode"))]
     attributes = recorder.attributes("answer")
     assert (attributes["gen_ai.usage.input_tokens"], attributes["gen_ai.usage.output_tokens"]) == (3, 4)
+
+
+class Marking(BaseStreamer):
+    """Marks what comes, which the hooks count as well."""
+
+    def __init__(self, block: Any) -> None:
+        self.block = block
+
+    def put(self, value: Any) -> None:
+        self.block.token()
+
+    def end(self) -> None:
+        pass
+
+
+@pytest.mark.promise("`block.token()` while a `generate()` runs in the block", "nothing: its tokens are counted once")
+@pytest.mark.parametrize("in_phase", [False, True])
+def test_tokens_that_are_generated_and_marked_are_counted_once(recorder: Recorder, in_phase: bool) -> None:
+    lm = tiny.causal_lm()
+    with inferspan.inference("answer") as block, block.phase("write") if in_phase else nullcontext():
+        lm.generate(IDS, max_new_tokens=4, min_new_tokens=4, do_sample=False, streamer=Marking(block))
+
+    assert recorder.trees() == [("answer", ("write" if in_phase else "forward", "prefill", "decode"))]
+    assert recorder.attributes("answer")["gen_ai.usage.output_tokens"] == 4
+
+
+@pytest.mark.parametrize("in_phase", [False, True])
+def test_tokens_that_are_marked_besides_a_generation_are_added_to_it(recorder: Recorder, in_phase: bool) -> None:
+    lm = tiny.causal_lm()
+    with inferspan.inference("answer") as block:
+        block.token()
+        with block.phase("write") if in_phase else nullcontext():
+            block.token()
+            lm.generate(IDS, max_new_tokens=4, min_new_tokens=4, do_sample=False)
+            block.token()
+        block.token()
+
+    assert recorder.trees() == [("answer", ("write" if in_phase else "forward", "prefill", "decode"))]
+    assert recorder.attributes("answer")["gen_ai.usage.output_tokens"] == 8
+
+
+# A phase that has generated is still of one task
+
+
+class Net(torch.nn.Module):
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        return values + 1
+
+
+def in_a_task(work: Callable[[], Any]) -> None:
+    async def task() -> None:
+        work()
+
+    async def main() -> None:
+        await asyncio.create_task(task())
+
+    asyncio.run(main())
+
+
+def in_a_greenlet(work: Callable[[], Any]) -> None:
+    other = sys.modules["greenlet"].greenlet(work)
+    other.gr_context = contextvars.copy_context()
+    other.switch()
+
+
+@pytest.mark.parametrize("take_turns", [in_a_task, in_a_greenlet])
+@pytest.mark.promise("a model called by another task in a phase that has generated", "an inference of its own")
+def test_model_called_by_another_task_in_a_phase_that_has_generated_is_recorded(
+    recorder: Recorder, greenlet: Any, take_turns: Callable[[Callable[[], Any]], None]
+) -> None:
+    net, lm = Net().eval(), tiny.causal_lm()
+    with inferspan.inference("answer") as block, block.phase("write"):
+        lm.generate(IDS, max_new_tokens=2, min_new_tokens=2, do_sample=False)
+        net(torch.ones(1))  # a part of the phase
+        take_turns(lambda: (net(torch.ones(1)), lm(IDS)))
+
+    assert recorder.trees() == [("answer", ("write", "prefill", "decode"), "forward", "forward")]
+
+
+def test_model_called_by_another_greenlet_inside_of_a_model_is_recorded(recorder: Recorder, greenlet: Any) -> None:
+    net = Net().eval()
+
+    class Outer(torch.nn.Module):
+        def forward(self, values: torch.Tensor) -> torch.Tensor:
+            in_a_greenlet(lambda: net(values))
+            return net(values)  # a part of this one
+
+    Outer().eval()(torch.ones(1))
+
+    assert recorder.trees() == [("forward", "forward")]

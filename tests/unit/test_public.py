@@ -51,7 +51,7 @@ def test_package_exports() -> None:
         pytest.param("uninstrument", "()", id="uninstrument"),
         pytest.param("force_flush", "(timeout_s=30.0)", id="force_flush"),
         pytest.param("instrument_module", "(module, *, name=None, layers=None)", id="instrument_module"),
-        pytest.param("inference", "(name, *, model=None, operation=None)", id="inference"),
+        pytest.param("inference", "(name, *, model=None, operation=None, stream=False, links=None, parent=None)", id="inference"),
     ],
 )
 def test_function_parameters(function: str, parameters: str) -> None:
@@ -62,7 +62,7 @@ def test_function_parameters(function: str, parameters: str) -> None:
 
 
 def test_blocks_methods() -> None:
-    assert public(InferenceBlock) == ["phase", "set_attribute", "set_batch_size", "set_tokens"]
+    assert public(InferenceBlock) == ["phase", "set_attribute", "set_batch_size", "set_tokens", "token"]
     assert public(PhaseBlock) == ["set_attribute"]
 
 

@@ -10,6 +10,7 @@ With assisted decoding one step yields one or more tokens: steps are counted her
 from __future__ import annotations
 
 from collections import defaultdict
+from copy import copy
 from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +33,8 @@ class Generation:
     ``in_loop`` distinguishes a call that is the generation itself (Whisper's ``generate`` calls the general one for
     each segment, Blip's that of its language model) from one inside a step of it (a draft model), which must not count:
     ``has_nested`` says that there was one. ``forwards``: how often each model was called meanwhile, by its identity.
+
+    One of a loop that is written out is driven by :meth:`mark`; ``tokens_later`` came with its steps after the first.
     """
 
     def __init__(self) -> None:
@@ -40,6 +43,7 @@ class Generation:
         self.first_token_ns: int | None = None
         self.last_token_ns: int | None = None
         self.steps = 0
+        self.tokens_later = 0
         self.intervals_ns: list[int] = []
         self.outputs: list[Output] = []
         self.read_later: Callable[[Any], Output | None] | None = None
@@ -70,6 +74,19 @@ class Generation:
             self._keep(now - self._last_ns)
         self._in_first_step = False
         self._last_ns = self.last_token_ns = now
+
+    def mark(self, tokens: int) -> None:
+        """A step has given so many tokens."""
+        if self.steps:
+            self.tokens_later += tokens
+        self.in_loop = True
+        self.tick(unfinished=False)
+
+    def so_far(self) -> Generation:
+        """What there is of it, as one that ends now. The intervals stay with the one that goes on."""
+        copied = copy(self)
+        copied.end_ns, copied.intervals_ns = perf_counter_ns(), []
+        return copied
 
     def until(self, end_ns: int) -> tuple[int | None, int]:
         """When the first token came and when the generation ended. One whose phase was cut off goes on beyond it."""

@@ -168,7 +168,7 @@ class Points:
             self._add(semconv.SERVER_TIME_PER_OUTPUT_TOKEN, per_token, common, context)
         # without children (INFERSPAN_CHILDREN_MAX=0, a full queue) the first generation is still there
         phases = inference.phases.kept
-        for generation in [phase.generation for phase in phases] if phases else [inference.generation]:
+        for generation in dict.fromkeys([*(phase.generation for phase in phases), inference.generation]):
             if generation is not None:
                 for interval in _spread(generation.intervals_ns, self._token_points_max):
                     self._add(semconv.INTER_TOKEN_DURATION, interval * _NS, short, context)

@@ -72,12 +72,12 @@ def time_per_output_token_s(inference: Inference) -> float | None:
     generation, counts = inference.generation, inference.counts
     if generation is None:
         return None
-    if generation.is_assisted and (counts.rows_max or 1) == 1:
+    if (generation.is_assisted or generation.tokens_later) and (counts.rows_max or 1) == 1:
         # a step yields several tokens
-        tokens = counts.output_tokens or 0
-        if tokens < 2 or generation.first_token_ns is None or generation.last_token_ns is None:
+        later = generation.tokens_later or (counts.output_tokens or 0) - 1
+        if later < 1 or generation.first_token_ns is None or generation.last_token_ns is None:
             return None
-        return (generation.last_token_ns - generation.first_token_ns) / (tokens - 1) * _NS
+        return (generation.last_token_ns - generation.first_token_ns) / later * _NS
     step = generation.time_per_step_ns()
     return None if step is None else step * _NS
 

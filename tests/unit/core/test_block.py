@@ -5,18 +5,21 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import threading
+import warnings
 from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from opentelemetry import trace
+from opentelemetry.context import Context
 from opentelemetry.instrumentation.utils import suppress_instrumentation
 from opentelemetry.trace import StatusCode
 
 import inferspan
-from inferspan.core import current
+from inferspan.core import current, record, steps
 from support.recorder import Recorder
 
 PROCESS = {
@@ -330,6 +333,394 @@ def test_block_cancelled_is_no_error(recorder: Recorder, error: BaseException) -
     assert outside()
 
 
+# Tokens of a decoding loop of the program's own
+
+
+class Clock:
+    """Goes on by itself a little, so that nothing takes no time, and else when it is told to."""
+
+    def __init__(self) -> None:
+        self.now_ns = 1_000_000_000
+
+    def __call__(self) -> int:
+        self.now_ns += 1
+        return self.now_ns
+
+    def wait(self, seconds: float) -> None:
+        self.now_ns += round(seconds * 1e9)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    for module in (record, steps, current):
+        monkeypatch.setattr(module, "perf_counter_ns", clock)
+    return clock
+
+
+def timed(recorder: Recorder, name: str) -> dict[str, float]:
+    """What the span says of times, rounded to milliseconds."""
+    found = recorder.span(name).attributes or {}
+    names = ("inferspan.time_to_first_token", "inferspan.time_per_output_token", "gen_ai.response.time_to_first_chunk")
+    return {each.rpartition(".")[2]: round(found[each], 3) for each in names if each in found}  # type: ignore[arg-type, call-overload]
+
+
+def intervals(recorder: Recorder) -> list[tuple[int, float]]:
+    return [(point.count, round(point.sum, 3)) for point in recorder.points("inferspan.inter_token.duration")]
+
+
+def decode(block: inferspan.core.block.InferenceBlock, clock: Clock, *counts: int) -> None:
+    for count in counts:
+        clock.wait(0.1)
+        block.token(count)
+
+
+def test_tokens_that_are_marked_in_a_phase_are_its_prefill_and_decode(recorder: Recorder, clock: Clock) -> None:
+    with inferspan.inference("answer", model="m") as block:
+        clock.wait(1)
+        with block.phase("forward"):
+            clock.wait(1)
+            decode(block, clock, 1, 1, 1)
+
+    assert recorder.trees() == [("answer", ("forward", "prefill", "decode"))]
+    assert recorder.attributes("decode") == {"inferspan.decode.steps": 2}
+    assert timed(recorder, "answer") == {"time_to_first_token": 2.1, "time_per_output_token": 0.1}
+    assert recorder.attributes("answer")["gen_ai.usage.output_tokens"] == 3
+    assert intervals(recorder) == [(2, 0.2)]
+    prefill, decoding = recorder.span("prefill"), recorder.span("decode")
+    assert prefill.end_time == decoding.start_time
+    assert round((prefill.end_time - prefill.start_time) * 1e-9, 3) == 1.1  # type: ignore[operator]
+    for metric, expected in (
+        ("gen_ai.server.time_to_first_token", 2.1),
+        ("gen_ai.server.time_per_output_token", 0.1),
+        ("gen_ai.client.token.usage", 3),
+    ):
+        (point,) = recorder.points(metric)
+        assert (point.count, round(point.sum, 3)) == (1, expected)
+    assert recorder.counts("inferspan.phase.duration", "inferspan.phase") == {"forward": 1, "prefill": 1, "decode": 1}
+
+
+def test_tokens_that_are_marked_outside_of_phases_are_of_the_block(recorder: Recorder, clock: Clock) -> None:
+    with inferspan.inference("answer") as block:
+        with block.phase("prefill"):
+            clock.wait(1)
+        decode(block, clock, 1)
+        with block.phase("decode"):
+            decode(block, clock, 1, 1)
+
+    assert recorder.trees() == [("answer", "prefill", "decode")]
+    assert timed(recorder, "answer") == {"time_to_first_token": 1.1, "time_per_output_token": 0.1}
+    assert intervals(recorder) == [(2, 0.2)]
+
+
+def test_tokens_that_are_marked_in_a_phase_each_are_one_series(recorder: Recorder, clock: Clock) -> None:
+    with inferspan.inference("answer") as block:
+        for _ in range(4):
+            with block.phase("forward"):
+                decode(block, clock, 1)
+
+    assert recorder.trees() == [("answer", ("forward", "prefill"), "forward")]
+    assert timed(recorder, "answer") == {"time_to_first_token": 0.1, "time_per_output_token": 0.1}
+    assert (intervals(recorder), recorder.attributes("answer")["gen_ai.usage.output_tokens"]) == ([(3, 0.3)], 4)
+
+
+def test_tokens_that_are_marked_in_phases_that_say_it_already_have_no_second_prefill(
+    recorder: Recorder, clock: Clock
+) -> None:
+    with inferspan.inference("answer") as block:
+        for name in ("prefill", "decode"):
+            with block.phase(name):
+                decode(block, clock, 1, 1)
+
+    assert recorder.trees() == [("answer", "prefill", "decode")]
+
+
+@pytest.mark.parametrize(
+    ("rows", "counts", "per_token"),
+    [
+        pytest.param(None, (1, 3, 1), 0.05, id="several tokens of one sequence: 0.2 s for the four after the first"),
+        pytest.param(4, (4, 4, 2), 0.1, id="a batch: a token of each row takes a step"),
+    ],
+)
+def test_time_per_token_is_that_of_one_sequence(
+    recorder: Recorder, clock: Clock, rows: int | None, counts: tuple[int, ...], per_token: float
+) -> None:
+    with inferspan.inference("answer") as block:
+        if rows is not None:
+            block.set_batch_size(rows)
+        decode(block, clock, *counts)
+
+    assert timed(recorder, "answer")["time_per_output_token"] == per_token
+    assert recorder.attributes("answer")["gen_ai.usage.output_tokens"] == sum(counts)
+
+
+def test_one_token_has_a_time_and_no_interval(recorder: Recorder, clock: Clock) -> None:
+    with inferspan.inference("answer") as block, block.phase("forward"):
+        decode(block, clock, 1)
+
+    assert recorder.trees() == [("answer", ("forward", "prefill"))]
+    assert timed(recorder, "answer") == {"time_to_first_token": 0.1}
+    assert recorder.points("gen_ai.server.time_per_output_token") == []
+
+
+def test_tokens_are_counted_by_the_marks_unless_the_program_says_otherwise(recorder: Recorder) -> None:
+    with inferspan.inference("answer") as block:
+        block.set_tokens(output=7)
+        for _ in range(3):
+            block.token()
+
+    assert recorder.attributes("answer")["gen_ai.usage.output_tokens"] == 7
+
+
+def test_streamed_block_has_the_time_to_its_first_chunk(recorder: Recorder, clock: Clock) -> None:
+    with inferspan.inference("answer", stream=True) as block:
+        decode(block, clock, 1)
+
+    assert recorder.attributes("answer")["gen_ai.request.stream"] is True
+    assert timed(recorder, "answer") == {"time_to_first_token": 0.1, "time_to_first_chunk": 0.1}
+
+
+def test_tokens_may_be_marked_in_any_thread(recorder: Recorder) -> None:
+    def work() -> None:
+        for _ in range(500):
+            block.token()
+
+    with inferspan.inference("answer") as block, block.phase("forward"):
+        threads = [threading.Thread(target=work) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+    assert recorder.trees() == [("answer", ("forward", "prefill", "decode"))]
+    assert recorder.attributes("decode") == {"inferspan.decode.steps": 1999}
+    assert recorder.attributes("answer")["gen_ai.usage.output_tokens"] == 2000
+
+
+def test_tokens_of_blocks_that_take_turns_are_each_its_own(recorder: Recorder) -> None:
+    def stream(name: str) -> Iterator[int]:
+        with inferspan.inference(name) as block, block.phase("forward"):
+            for number in range(3):
+                block.token()
+                yield number
+
+    first, second = stream("first"), stream("second")
+    next(first)
+    assert list(zip(second, first, strict=False)) == [(0, 1), (1, 2)]
+    assert list(first) == []
+    second.close()
+
+    counts = [recorder.attributes(name)["gen_ai.usage.output_tokens"] for name in ("first", "second")]
+    assert counts == [3, 3]
+    assert "inferspan.cancelled" in recorder.attributes("second")
+
+
+def test_block_that_fails_while_it_decodes_has_its_tokens(recorder: Recorder) -> None:
+    def fail() -> None:
+        with inferspan.inference("answer") as block, block.phase("forward"):
+            block.token()
+            raise ValueError
+
+    with pytest.raises(ValueError):  # noqa: PT011
+        fail()
+
+    assert recorder.trees() == [("answer", ("forward", "prefill", "decode"))]
+    assert recorder.attributes("decode") == {"error.type": "ValueError", "inferspan.decode.steps": 0}
+    assert recorder.attributes("answer")["gen_ai.usage.output_tokens"] == 1
+
+
+def test_marks_before_and_after_a_block_are_nothing(recorder: Recorder) -> None:
+    block = inferspan.inference("answer")
+    block.token()
+    for count in (1, 2):
+        with block:
+            block.token(count)
+        block.token()
+
+    found = [(span.attributes or {})["gen_ai.usage.output_tokens"] for span in recorder.spans()]
+    assert found == [1, 2]
+
+
+# What is no number
+
+
+@pytest.mark.parametrize(
+    ("give", "said"),
+    [
+        (lambda block: block.set_tokens(input="many"), "set_tokens(input=…) of an inference takes a whole number"),
+        (lambda block: block.set_tokens(output=-1), "from 0 on, not -1"),
+        (lambda block: block.set_tokens(output=2.5), "not 2.5"),
+        (lambda block: block.set_tokens(input=float("nan")), "not nan"),
+        (lambda block: block.set_tokens(input=[1, 2]), "not list"),
+        (lambda block: block.set_tokens(input=OnDevice()), "not OnDevice"),
+        (lambda block: block.set_batch_size("2"), "set_batch_size() of an inference takes"),
+        (lambda block: block.set_batch_size(-2), "not -2"),
+        (lambda block: block.token("a"), "token() of an inference takes"),
+        (lambda block: block.token(-3), "not -3"),
+    ],
+)
+def test_number_that_is_none_is_left_out_with_one_warning(
+    recorder: Recorder, give: Callable[[Any], None], said: str
+) -> None:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(3):
+            with inferspan.inference("answer") as block:
+                give(block)
+
+    ((warning,)) = caught
+    assert said in str(warning.message)
+    assert warning.filename == __file__
+    for span in recorder.spans():
+        assert not [name for name in span.attributes or {} if "tokens" in name or "batch" in name]
+
+
+class OnDevice:
+    """As a tensor on a GPU: to read it is to wait for it."""
+
+    device = SimpleNamespace(type="cuda")
+
+    def __int__(self) -> int:
+        raise AssertionError
+
+
+class Number:
+    """As a tensor on the CPU, or a number of numpy's."""
+
+    device = SimpleNamespace(type="cpu")
+
+    def __int__(self) -> int:
+        return 3
+
+    def __eq__(self, other: object) -> bool:
+        return other == 3
+
+
+@pytest.mark.parametrize("number", [3, 3.0, True + 2, Number()])
+def test_number_of_any_kind_is_taken(recorder: Recorder, number: Any) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with inferspan.inference("answer") as block:
+            block.set_tokens(input=number)
+            block.token(number)
+
+    attributes = recorder.attributes("answer")
+    assert (attributes["gen_ai.usage.input_tokens"], attributes["gen_ai.usage.output_tokens"]) == (3, 3)
+
+
+# Links and a parent
+
+
+def places(span: trace.Span) -> dict[str, Any]:
+    """The same place in each of its shapes."""
+    return {
+        "span": span,
+        "span context": span.get_span_context(),
+        "context": trace.set_span_in_context(span, Context()),
+        "link": trace.Link(span.get_span_context()),
+    }
+
+
+PLACES = pytest.mark.parametrize("kind", ["span", "span context", "context", "link"])
+
+
+@PLACES
+@pytest.mark.parametrize("several", [list, tuple, iter, lambda each: each[0]], ids=["list", "tuple", "iterator", "one"])
+def test_block_is_linked_to_what_it_is_for(recorder: Recorder, kind: str, several: Callable[[Any], Any]) -> None:
+    with recorder.tracer.start_as_current_span("request") as request:
+        place = places(request)[kind]
+    with inferspan.inference("batch", links=several([place])):
+        pass
+
+    span = recorder.span("batch")
+    assert [link.context for link in span.links] == [request.get_span_context()]
+    assert span.parent is None
+
+
+def test_link_keeps_its_attributes(recorder: Recorder) -> None:
+    with recorder.tracer.start_as_current_span("request") as request:
+        pass
+    with inferspan.inference("batch", links=[trace.Link(request.get_span_context(), {"a": 1}), request]):
+        pass
+
+    assert [dict(link.attributes or {}) for link in recorder.span("batch").links] == [{"a": 1}, {}]
+
+
+@pytest.mark.parametrize("nothing", [None, Context(), trace.INVALID_SPAN, trace.INVALID_SPAN_CONTEXT])
+def test_link_to_no_trace_is_none(recorder: Recorder, nothing: Any) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with inferspan.inference("batch", links=[nothing]), inferspan.inference("other", links=nothing):
+            pass
+
+    assert [list(span.links) for span in recorder.spans()] == [[], []]
+
+
+@PLACES
+def test_block_is_below_the_parent_that_it_is_given(recorder: Recorder, kind: str) -> None:
+    with recorder.tracer.start_as_current_span("request") as request:
+        place = places(request)[kind]
+        with recorder.tracer.start_as_current_span("current"), inferspan.inference("outer") as outer:
+            with inferspan.inference("answer", parent=place) as block, block.phase("think"):
+                assert trace.get_current_span().get_span_context().trace_id == request.get_span_context().trace_id
+            with outer.phase("rest"):
+                pass
+
+    assert recorder.trees() == [("request", ("current", ("outer", "rest")), ("answer", "think"))]
+    assert outside()
+
+
+def test_block_below_nothing_is_a_trace_of_its_own(recorder: Recorder) -> None:
+    with recorder.tracer.start_as_current_span("request"), inferspan.inference("answer", parent=Context()):
+        pass
+
+    assert recorder.trees() == ["request", "answer"]
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"links": ["00-1"]}, "links= of an inference takes contexts or spans of OpenTelemetry, not str"),
+        ({"links": 3}, "links= of an inference takes a list of contexts or spans of OpenTelemetry, not 3"),
+        ({"parent": "00-1"}, "parent= of an inference takes contexts or spans of OpenTelemetry, not str"),
+        ({"parent": {"traceparent": "00-1"}}, "not dict"),
+        ({"parent": contextvars.copy_context()}, "not Context"),
+    ],
+)
+def test_place_that_is_none_is_left_out_with_one_warning(recorder: Recorder, given: dict[str, Any], said: str) -> None:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(2):
+            with recorder.tracer.start_as_current_span("request"), inferspan.inference("answer", **given):
+                pass
+
+    ((warning,)) = caught
+    assert said in str(warning.message)
+    assert warning.filename == __file__
+    assert recorder.trees() == [("request", "answer")] * 2
+
+
+def test_links_that_are_no_list_of_places_keep_those_that_are(recorder: Recorder) -> None:
+    def given() -> Iterator[Any]:
+        yield request
+        raise RuntimeError
+
+    with recorder.tracer.start_as_current_span("request") as request:
+        pass
+    with pytest.warns(inferspan.InferspanWarning), inferspan.inference("answer", links=given()):
+        pass
+
+    assert len(recorder.span("answer").links) == 1
+
+
+def test_nothing_is_looked_at_while_not_instrumented() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with inferspan.inference("answer", links=iter([1]), parent=OnDevice()) as block:  # type: ignore[arg-type]
+            block.set_tokens(input="many")  # type: ignore[arg-type]
+            block.token("a")  # type: ignore[arg-type]
+
+
 # Not there
 
 
@@ -340,6 +731,7 @@ def use_everything() -> str:
         block.set_tokens(input=1, output=2)
         block.set_batch_size(3)
         block.set_attribute("b", 2)
+        block.token()
     return "done"
 
 
@@ -524,6 +916,64 @@ def test_generator_run_to_its_end_is_one_inference(recorder: Recorder) -> None:
     assert list(stream(2)) == [0, 1]
     assert recorder.trees() == [("stream", "step")]
     assert outside()
+
+
+@pytest.mark.parametrize("copies", [False, True], ids=["bare threads", "threads with a copy of the context"])
+def test_generator_driven_by_threads_in_turns_is_one_inference(recorder: Recorder, copies: bool) -> None:
+    """As a web framework does: each piece is asked for in whatever thread is free."""
+
+    def work() -> Iterator[int]:
+        with inferspan.inference("stream") as block:
+            with block.phase("whole"):
+                block.token()
+                yield 1  # the phase goes on in another thread
+                with inferspan.inference("inner") as inner, inner.phase("part"):
+                    yield 2
+                block.token()
+            with block.phase("rest"):
+                yield 3
+
+    def ask(pool: ThreadPoolExecutor, function: Callable[..., Any], *args: Any) -> Any:
+        return pool.submit(*([contextvars.copy_context().run] if copies else []), function, *args).result()
+
+    steps = work()
+    with ThreadPoolExecutor(1) as one, ThreadPoolExecutor(1) as other:
+        assert [ask(pool, next, steps, None) for pool in (one, other, one, other)] == [1, 2, 3, None]
+        assert [ask(pool, outside_of_ours) for pool in (one, other)] == [True, True]
+        for pool in (one, other):
+            ask(pool, list, stream(1))
+
+    alone = ("stream", "step")
+    assert recorder.trees() == [
+        ("stream", ("whole", "prefill", "decode"), "rest"),
+        ("inner", "part"),
+        alone,
+        alone,
+    ]
+
+
+def outside_of_ours() -> bool:
+    return current.here() is None
+
+
+def test_phases_of_pool_threads_are_the_blocks(recorder: Recorder) -> None:
+    def work(block: Any) -> None:
+        with block.phase("part"):
+            pass
+
+    with ThreadPoolExecutor(4) as pool, inferspan.inference("one") as one, inferspan.inference("two") as two:
+        list(pool.map(work, [one, two] * 8))
+
+    counts = {
+        span.name: sum(
+            (each.attributes or {}).get("inferspan.phase.calls", 1)  # type: ignore[misc]
+            for each in recorder.spans()
+            if each.parent is not None and each.parent.span_id == span.context.span_id and each.name == "part"
+        )
+        for span in recorder.spans()
+        if span.name in ("one", "two")
+    }
+    assert counts == {"one": 8, "two": 8}
 
 
 def test_generator_closed_half_way_is_cancelled(recorder: Recorder) -> None:
