@@ -159,11 +159,14 @@ def pipeline() -> CheapPipeline:
     return CheapPipeline(CheapModel(CheapConfig()).eval(), task="cheap", device="cpu")
 
 
-def generate(model: CheapLM, tokens: int, prompt: int = 2, fails_at: FailsAt | None = None) -> torch.Tensor:
+def generate(
+    model: CheapLM, tokens: int, prompt: int = 2, fails_at: FailsAt | None = None, **options: Any
+) -> torch.Tensor:
     """Ids of the prompt and of so many new tokens."""
     ids = torch.full((1, prompt), FIRST)
-    given = {} if fails_at is None else {"fails_at": fails_at}
-    return model.generate(ids, max_new_tokens=tokens, do_sample=False, use_cache=False, **given)
+    if fails_at is not None:
+        options["fails_at"] = fails_at
+    return model.generate(ids, max_new_tokens=tokens, do_sample=False, use_cache=False, **options)
 
 
 def generate_batch(model: CheapLM, requests: int, tokens: int) -> dict[str, Any]:

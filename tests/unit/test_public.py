@@ -51,7 +51,9 @@ def test_package_exports() -> None:
         pytest.param("uninstrument", "()", id="uninstrument"),
         pytest.param("force_flush", "(timeout_s=30.0)", id="force_flush"),
         pytest.param("instrument_module", "(module, *, name=None, layers=None)", id="instrument_module"),
-        pytest.param("inference", "(name, *, model=None, operation=None, stream=False, links=None, parent=None)", id="inference"),
+        pytest.param(
+            "inference", "(name, *, model=None, operation=None, stream=False, links=None, parent=None)", id="inference"
+        ),
     ],
 )
 def test_function_parameters(function: str, parameters: str) -> None:

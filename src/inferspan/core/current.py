@@ -55,7 +55,7 @@ _SUPPRESSED = Phase("suppressed", None, 0)
 class Active:
     """An inference, or one of its phases, that was entered and not left.
 
-    ``context_before`` is OpenTelemetry's context that was current before, where another one was made current. A phase
+    ``context_before`` is OpenTelemetry's context that was current before an inference made its own current. A phase
     is of the thread ``ident`` and of the ``task`` in it. ``shade`` is left together with it.
     """
 
@@ -72,6 +72,13 @@ class Active:
     @property
     def is_suppressed(self) -> bool:
         return self.phase is _SUPPRESSED
+
+
+class _Inside(Context):
+    """OpenTelemetry's context inside of an inference. Copies of the program's context have it, and spans of its own put
+    it back when they end, so it may be current when the inference is over: then it stands for the one before."""
+
+    active: Active
 
 
 _active: ContextVar[Active | None] = ContextVar("inferspan_active", default=None)
@@ -91,12 +98,8 @@ def _task() -> Any:
     if trio is not None:
         with suppress(RuntimeError, AttributeError):  # not inside of trio, or a thread is just importing it
             return trio.lowlevel.current_task()
-    found = getattr(greenlet, "getcurrent", _no_greenlet)()
+    found = getattr(greenlet, "getcurrent", lambda: None)()
     return None if found is None or found.parent is None else found
-
-
-def _no_greenlet() -> None:
-    pass
 
 
 def here() -> Active | None:
@@ -219,8 +222,9 @@ def open_inference(
     if (around or plan.settings.ranks) and not may_open():
         return None
     try:
-        if parent is None:
-            parent = around if _active.get() is None else _parent_here()
+        parent = around if parent is None else parent
+        if parent.__class__ is _Inside:
+            parent = _parent_of(parent)
         inference = Inference(plan, parent, sink.submit)
         inference.links = links
         inference.attributes.update(plan.attributes)
@@ -251,18 +255,18 @@ def _meet(inference: Inference, info: ModelInfo, model: Any) -> None:
         inference.attributes.update(state.describer.describe(model, info))
 
 
-def _parent_here() -> Context:
-    return parent_of(otel_context.get_current(), _active.get())
-
-
-def parent_of(context: Context, active: Active | None) -> Context:
-    """The context, in which this is innermost; where it is still the one of an inference that is over, since it was
-    left in another context, the one outside of it."""
-    while active is not None and _is_over(active):
-        if active.inference is not None and context is active.inference.context and active.context_before is not None:
-            context = active.context_before
-        active = active.outer
+def _outside(context: Context) -> Context:
+    """The context; where it is that of an inference which is over, the one outside of it."""
+    while isinstance(context, _Inside) and _is_over(over := context.active) and over.context_before is not None:
+        context = over.context_before
     return context
+
+
+def _parent_of(context: Context) -> Context:
+    """The same, for a record: that of an inference without a way to its record, or they would hold each other."""
+    context = _outside(context)
+    inference = context.active.inference if isinstance(context, _Inside) else None
+    return context if inference is None or inference.context is None else inference.context
 
 
 def close(
@@ -345,13 +349,15 @@ def enter(inference: Inference, inside: Phase | None = None) -> Active:
     assert inference.context is not None
     active = Active()
     active.inference, active.phase, active.ident = inference, inside, get_ident()
+    before = otel_context.get_current()
+    active.context_before = before if before.__class__ is not _Inside else _outside(before)
     if _active.get() is None and inside is None:
-        active.context_before = otel_context.get_current()
         _active.set(active)
     else:
-        active.context_before = _parent_here()
         _enter(active)
-    otel_context.attach(inference.context)
+    context = _Inside(inference.context)
+    context.active = active
+    otel_context.attach(context)
     return active
 
 
@@ -384,10 +390,9 @@ def _not_over(active: Active | None) -> Active | None:
     while active is not None and _is_over(active):
         active = active.outer
     while active is not None and active.outer is not None and _is_over(active.outer):
-        over = active.outer
-        active.outer = over.outer
-        if over.context_before is not None:
-            active.context_before = over.context_before
+        active.outer = active.outer.outer
+    if active is not None and active.context_before is not None:
+        active.context_before = _outside(active.context_before)
     return active
 
 
@@ -400,15 +405,13 @@ def leave(active: Active) -> None:
     active.is_left = True
     if active.shade is not None:
         active.shade.is_left = True
-    if _active.get() is not active:
-        return
-    context, outer = active.context_before, active.outer
-    while outer is not None and _is_over(outer):
-        context = context if outer.context_before is None else outer.context_before
-        outer = outer.outer
-    _active.set(outer)
-    if context is not None:
-        otel_context.attach(context)
+    if _active.get() is active:
+        outer = active.outer
+        _active.set(outer if outer is None or not _is_over(outer) else _not_over(outer))
+    if active.context_before is not None and (context := otel_context.get_current()).__class__ is _Inside:
+        outside = _outside(context)
+        if outside is not context:
+            otel_context.attach(outside)
 
 
 def run(
@@ -503,7 +506,7 @@ def end_phase(phase: Phase, model: str | None = None) -> None:
     phase.busy_ns = phase.end_ns - phase.start_ns
     phase.calls = 1
     if state.sink is not None:
-        state.sink.submit_standalone(StandalonePhase(phase, otel_context.get_current(), model))
+        state.sink.submit_standalone(StandalonePhase(phase, _parent_of(otel_context.get_current()), model))
 
 
 def begin_forward(phase: Phase, model: Any, device: str | None, since_ns: int) -> None:

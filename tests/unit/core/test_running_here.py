@@ -405,6 +405,50 @@ def test_block_left_in_another_context_leaves_alone_what_runs_there(recorder: Re
     assert hook() == "nothing"
 
 
+def test_span_of_the_program_that_puts_the_context_of_what_is_over_back_does_no_harm(recorder: Recorder) -> None:
+    copied = contextvars.copy_context()
+    block = copied.run(lambda: inferspan.inference("answer").__enter__())
+    block.__exit__(None, None, None)
+
+    def inside() -> None:
+        with recorder.tracer.start_as_current_span("request"):
+            infer("inside")
+        infer("after")
+        with inferspan.inference("block"):
+            pass
+
+    copied.run(inside)
+
+    parents = {span.name: span.parent for span in recorder.spans()}
+    assert (parents["after"], parents["block"]) == (None, None)
+    assert parents["inside"] == recorder.span("request").context
+
+
+def test_span_of_the_program_stays_current_when_the_block_around_it_is_left(recorder: Recorder) -> None:
+    block = inferspan.inference("answer")
+    block.__enter__()
+    with recorder.tracer.start_as_current_span("request") as request:
+        block.__exit__(None, None, None)
+        assert trace.get_current_span() is request
+        infer("inside")
+    infer("after")
+
+    assert recorder.span("inside").parent == request.get_span_context()
+    assert recorder.span("after").parent is None
+
+
+def test_phase_that_outlives_its_block_is_not_where_anything_belongs(recorder: Recorder) -> None:
+    with inferspan.inference("answer") as block:
+        phase = block.phase("think")
+        phase.__enter__()
+    with recorder.tracer.start_as_current_span("request"):
+        infer("inside")
+    infer("after")
+    phase.__exit__(None, None, None)
+
+    assert recorder.trees() == ["answer", ("request", "inside"), "after"]
+
+
 @pytest.mark.parametrize("how", ["closed by another task", "closed by the consumer", "dropped"])
 def test_consumer_that_abandons_generators_keeps_none_of_them(recorder: Recorder, how: str) -> None:
     """Each leaves its block in another context than it was entered in, or not in the order of a stack."""

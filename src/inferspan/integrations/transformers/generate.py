@@ -223,7 +223,7 @@ def _open(model: Any, origin: streamers.Origin | None) -> Inference | None:
     if is_replica(model):
         return None
     plan = current.plan(model, "generate", _make_plan, model)
-    return current.open_inference(plan, model=model, parent=None if origin is None else origin.parent())
+    return current.open_inference(plan, model=model, parent=None if origin is None else origin.context)
 
 
 # -- what goes in and comes out ------------------------------------------------------------------------------------

@@ -113,7 +113,7 @@ def _open(
 ) -> Inference | None:
     try:
         plan = _plan(pipeline, args, kwargs)
-        parent = None if origin is None else origin.parent()
+        parent = None if origin is None else origin.context
         return current.open_inference(plan, model=getattr(pipeline, "model", None), parent=parent)
     except Exception:  # noqa: BLE001 - a pipeline of the program's own
         faults.note("pipelines.open")

@@ -40,10 +40,6 @@ class Origin:
         """The inference() block that is still open there."""
         return None if self.active is None else current.open_here(self.active)
 
-    def parent(self) -> Context:
-        """What an inference of its own is below."""
-        return current.parent_of(self.context, self.active)
-
 
 handed: ContextVar[tuple[Origin, frozenset[int]] | None] = ContextVar("inferspan_handed", default=None)
 """Where this thread, or what runs in it, was begun, and the streamers that it was given."""
