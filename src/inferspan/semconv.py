@@ -121,8 +121,8 @@ CHOICE_COUNT = _attribute(gen_ai.GEN_AI_REQUEST_CHOICE_COUNT, "int", "`num_retur
     absent="not passed, or 1")
 STOP_SEQUENCES = _attribute(gen_ai.GEN_AI_REQUEST_STOP_SEQUENCES, "string[]",
     "`stop_strings` of the call; content, so only with content capture", absent="not passed, or no content capture")
-STREAM = _attribute("gen_ai.request.stream", "boolean", "true where a streamer takes the tokens",
-    absent="not streamed")
+STREAM = _attribute("gen_ai.request.stream", "boolean",
+    "true where a streamer takes the tokens, or an `inference()` block says `stream=True`", absent="not streamed")
 TASK = _attribute("inferspan.task", "string", "Task of the pipeline, as transformers names it",
     absent="not a pipeline")
 DO_SAMPLE = _attribute("inferspan.request.do_sample", "boolean", "`do_sample` of the call", absent="not passed")
@@ -170,7 +170,8 @@ TIME_TO_FIRST_TOKEN = _attribute("inferspan.time_to_first_token", "double",
 TIME_TO_FIRST_CHUNK = _attribute("gen_ai.response.time_to_first_chunk", "double",
     "The same, under the conventions' name, where the tokens are streamed", unit="s", absent="not streamed")
 TIME_PER_OUTPUT_TOKEN = _attribute("inferspan.time_per_output_token", "double",
-    "Mean over the tokens after the first: time of decode / (steps - 1), or / (tokens - 1) with assisted decoding",
+    "Mean over the tokens after the first: time of decode / (steps - 1), or / (tokens - 1) with assisted decoding; "
+    "where `block.token()` says several for one sequence, / the tokens after the first step",
     unit="s", absent="fewer than two tokens")
 DECODE_STEPS = _attribute("inferspan.decode.steps", "int", "Steps of the decoding loop after the first token",
     unit="{step}", absent="on other spans than decode")

@@ -357,6 +357,17 @@ def test_command_line_version_is_the_packages() -> None:
             id="own_code",
         ),
         pytest.param(
+            ("opentelemetry-instrument", sys.executable, "examples/decode.py"),
+            r"write .* letters · 15 → 24 tokens(.*\n)*?.* first token .*\n├─ tokenize .*\n└─ forward .*\n"
+            r"   ├─ prefill .*\n   └─ decode ",
+            id="decode",
+        ),
+        pytest.param(
+            ("opentelemetry-instrument", sys.executable, "examples/batcher.py"),
+            r"batch .* bag-of-words · 10 tokens in · batch 3\n├─ tokenize .*\n└─ forward ",
+            id="batcher",
+        ),
+        pytest.param(
             ("opentelemetry-instrument", "--inferspan_layers", "transformer", sys.executable, "examples/modules.py"),
             r"forward .*\n├─ layer encoder\.layers\.0 .*\n(.*\n)*└─ layer encoder\.layers\.3 ",
             id="modules",
