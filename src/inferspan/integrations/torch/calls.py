@@ -124,7 +124,7 @@ def _around(original: Callable[..., Any], every: bool) -> Callable[..., Any]:
             and active.ident == get_ident()
             and "greenlet" not in modules
         ):
-            if phase.generation:
+            if phase.generation and phase.generation.end_ns is None:
                 phase.generation.forwards[id(self)] += 1
             return original(self, *args, **kwargs)
         if in_compiled_code():
@@ -154,7 +154,7 @@ def _before(cls: Any, every: bool) -> Callable[..., Any]:
             and active.ident == get_ident()
             and "greenlet" not in modules
         ):
-            if phase.generation:
+            if phase.generation and phase.generation.end_ns is None:
                 phase.generation.forwards[id(self)] += 1
             return super(cls, self).__call__(*args, **kwargs)
         if in_compiled_code():
