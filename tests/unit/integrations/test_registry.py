@@ -105,7 +105,16 @@ def test_integrations_are_on_with_their_measure_their_name_or_always() -> None:
     def enabled(settings: Settings) -> list[str]:
         return [integration.name for integration in INTEGRATIONS if integration.is_enabled(settings)]
 
-    always = ["streamers", "modules_by_hand", "compiled", "parallel", "multiprocessing", "uvicorn", "billiard"]
+    always = [
+        "streamers",
+        "handover",
+        "modules_by_hand",
+        "compiled",
+        "parallel",
+        "multiprocessing",
+        "uvicorn",
+        "billiard",
+    ]
     nothing = Settings(hooks=frozenset(), measure=frozenset())
     assert enabled(nothing) == always
     assert set(enabled(replace(nothing, measure=frozenset({"gpu_time"})))) == {*always, "graphs"}

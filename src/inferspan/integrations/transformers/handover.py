@@ -7,8 +7,8 @@ names. Then the thread's function runs with a note of where it was begun, which 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from threading import Thread
 from types import FunctionType
@@ -22,7 +22,9 @@ from inferspan.integrations.transformers.streamers import Origin, handed, origin
 
 def install(_: Any, patches: Patches) -> None:
     patches.wrap(Thread, "start", _start)
-    patches.wrap(ThreadPoolExecutor, "submit", _submit)
+    pools = sys.modules.get("concurrent.futures.thread")  # transformers has imported it by now
+    if pools is not None:
+        patches.wrap(pools.ThreadPoolExecutor, "submit", _submit)
 
 
 def _start(original: Callable[..., None]) -> Callable[..., None]:
