@@ -13,6 +13,7 @@ import weakref
 from collections.abc import Callable
 from importlib import import_module as _import
 from types import ModuleType
+from typing import Any
 
 _FORK_WAIT_S = 0.5
 
@@ -61,3 +62,14 @@ class _Imports:
 
 import_module = _Imports()
 """As ``importlib.import_module``, for modules of ours that are loaded when they are first needed."""
+
+
+class Later:
+    """A module of ours that is loaded when something of it is first asked for."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __getattr__(self, name: str) -> Any:
+        found = self.__dict__[name] = getattr(import_module(self._name), name)
+        return found

@@ -140,8 +140,11 @@ FALLBACKS = _attribute("inferspan.generation.fallbacks", "int",
 # -- what went in and came out -----------------------------------------------------------------------------------
 
 INPUT_TOKENS = _attribute(gen_ai.GEN_AI_USAGE_INPUT_TOKENS, "int",
-    "Tokens that the model read, special tokens included, padding not", unit="{token}",
+    "Tokens that the model was given, special tokens included, padding not", unit="{token}",
     absent="the model reads no tokens (images, audio), or they never were on the host")
+CACHE_READ_TOKENS = _attribute("gen_ai.usage.cache_read.input_tokens", "int",
+    "Of the tokens given to `generate()`, those that a cache passed with them (`past_key_values`) already held",
+    unit="{token}", absent="no such cache, one whose length only the device knows, or only the tokens behind it given")
 OUTPUT_TOKENS = _attribute(gen_ai.GEN_AI_USAGE_OUTPUT_TOKENS, "int",
     "Tokens generated in the sequences returned; a row ends with its end-of-sequence token", unit="{token}",
     absent="nothing is generated")

@@ -39,6 +39,7 @@ ATTRIBUTES = {
     "inferspan.process.cpu_time": ...,
     "inferspan.process.memory_before": ...,
     "inferspan.process.memory_usage": ...,
+    **({} if V4 else {"inferspan.request.do_sample": False}),  # 4.57 fills in what is not set
     "inferspan.sequence.length": 3,
     "inferspan.time_per_output_token": ...,
     "inferspan.time_to_first_token": ...,
@@ -223,6 +224,19 @@ def test_generate_batch_with_any_form_of_end_id_counts(eos_token_id: Any, model:
     assert bare_recorder.attributes(ROOT) == ATTRIBUTES
 
 
+def test_generate_batch_settings_of_the_configuration_are_those_of_the_request(
+    model: Any, bare_recorder: Recorder
+) -> None:
+    config = settings(max_new_tokens=5, do_sample=True, temperature=0.7, top_p=0.9)
+    model.generate_batch(PROMPTS[:1], progress_bar=False, **config)
+    assert bare_recorder.attributes(ROOT) == {
+        **ATTRIBUTES,
+        "gen_ai.request.temperature": 0.7,
+        "gen_ai.request.top_p": 0.9,
+        "inferspan.request.do_sample": True,
+    }
+
+
 @needs_v5
 @pytest.mark.parametrize(
     ("blocks", "trees"),
@@ -240,7 +254,7 @@ def test_generate_batch_several_sequences_are_requests_each(
     assert bare_recorder.trees() == [("job", *trees)]
     for span in requests(bare_recorder):
         attributes = {name: ... if ATTRIBUTES.get(name) is ... else value for name, value in span.attributes.items()}
-        assert attributes == ATTRIBUTES
+        assert attributes == {**ATTRIBUTES, "inferspan.request.do_sample": True}
 
 
 @needs_v5

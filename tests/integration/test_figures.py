@@ -66,6 +66,33 @@ def test_generate_that_goes_on_from_a_cache(recorder: Recorder) -> None:
     assert flops(recorder, "text_completion") == pytest.approx(theirs, rel=0.01)
 
 
+@pytest.mark.parametrize("where", ["call", "configuration", "model"])
+@pytest.mark.parametrize(
+    ("setting", "exact"),
+    [
+        pytest.param({"use_cache": False}, None, id="no-cache"),
+        pytest.param({"cache_implementation": "static"}, False, id="static-cache"),
+        pytest.param({"cache_implementation": "dynamic"}, None, id="growing-cache"),
+        pytest.param({"num_beams": 2, "num_return_sequences": 2}, None, id="beams"),
+    ],
+)
+def test_generate_counts_by_the_settings_in_force(
+    where: str, setting: dict[str, Any], exact: bool | None, recorder: Recorder
+) -> None:
+    model = eager(tiny.causal_lm())
+    kwargs: dict[str, Any] = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": None, **setting}
+    model.generation_config.eos_token_id = None
+    if where == "configuration":
+        kwargs = {"generation_config": transformers.GenerationConfig(**kwargs)}
+    elif where == "model":
+        for name in setting:
+            setattr(model.generation_config, name, kwargs.pop(name))
+    theirs = counted(lambda: model.generate(IDS, **kwargs))
+    if exact is None:
+        assert flops(recorder, "text_completion") == pytest.approx(theirs, rel=0.01)
+    assert recorder.attributes("text_completion", without=set()).get(semconv.FLOPS_EXACT) is exact
+
+
 def test_kv_cache_is_what_the_cache_holds(recorder: Recorder) -> None:
     model = tiny.causal_lm()
     out = model.generate(IDS, max_new_tokens=6, do_sample=False, eos_token_id=None, return_dict_in_generate=True)

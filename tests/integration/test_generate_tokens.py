@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
+from transformers import LogitsProcessor, LogitsProcessorList, MaxLengthCriteria, StoppingCriteria, StoppingCriteriaList
+from transformers.generation import EosTokenCriteria
 
 from support import tiny
 from support.recorder import Recorder
@@ -91,6 +92,48 @@ def test_generate_padded_batch_counts_what_is_read(
 ) -> None:
     generate(tiny.causal_lm(), [7], [8], **{"max_new_tokens": 3, **kwargs})
     assert facts(recorder, READ) == expected
+
+
+@pytest.mark.parametrize(
+    ("call", "tokens"),
+    [
+        pytest.param(lambda m, c: m.generate(PADDED, c), 7, id="configuration-positional"),
+        pytest.param(lambda m, c: m.generate(input_ids=PADDED, generation_config=c), 7, id="by-name"),
+        pytest.param(
+            lambda m, c: m.generate(inputs=PADDED, generation_config=c, pad_token_id=PAD), 6, id="and-the-call"
+        ),
+        pytest.param(
+            lambda m, c: m.generate(PADDED, c, pad_token_id=torch.tensor(PAD)), 6, id="padding-id-in-a-tensor"
+        ),
+        pytest.param(lambda m, c: m.generate(PADDED, c, eos_token_id=torch.tensor([30, 2])), 8, id="ends-in-a-tensor"),
+        pytest.param(
+            lambda m, c: m.generate(inputs_embeds=m.get_input_embeddings()(PADDED), attention_mask=MASK),
+            6,
+            id="masked-embeddings",
+        ),
+    ],
+)
+def test_generate_given_its_input_in_any_way_counts_what_is_read(
+    call: Callable[[Any, Any], Any], tokens: int, recorder: Recorder
+) -> None:
+    config = transformers.GenerationConfig(pad_token_id=30, eos_token_id=EOS, max_new_tokens=3)
+    with torch.no_grad():
+        call(tiny.causal_lm(), config)
+    ratio = {"inferspan.padding.ratio": 1 - tokens / 8} if tokens < 8 else {}
+    assert facts(recorder, READ) == {"gen_ai.usage.input_tokens": tokens, **ratio}
+
+
+def test_generate_with_a_prefix_in_the_cache_tells_what_is_not_computed_again(recorder: Recorder) -> None:
+    model = tiny.causal_lm()
+    with torch.no_grad():
+        cache = model(input_ids=PADDED[:, :3], attention_mask=MASK[:, :3], use_cache=True).past_key_values
+    recorder.clear()
+    model.generate(PADDED, attention_mask=MASK, past_key_values=cache, max_new_tokens=3)
+    assert facts(recorder, (*READ, "gen_ai.usage.cache_read.input_tokens")) == {
+        "gen_ai.usage.input_tokens": 6,
+        "gen_ai.usage.cache_read.input_tokens": 4,
+        "inferspan.padding.ratio": 0.25,
+    }
 
 
 def test_generate_padding_id_set_after_loading_is_the_one_in_force(recorder: Recorder) -> None:
@@ -177,6 +220,83 @@ def test_generate_batch_counts_each_row_to_its_end(
         assert recorder.trees() == [("text_completion LlamaForCausalLM", ("forward", "prefill"))]
 
 
+STOPPING = {"stopping_criteria": StoppingCriteriaList([Until()])}
+
+
+@pytest.mark.parametrize(
+    ("rows", "kwargs", "tokens", "reasons"),
+    [
+        pytest.param(
+            ([7, 99], [8]), {"pad_token_id": EOS, **STOPPING}, 8, ("stop", "length"), id="padded-with-the-end"
+        ),
+        pytest.param(
+            ([7, EOS], [8]), {"pad_token_id": EOS, **STOPPING}, 8, ("stop", "length"), id="ends-and-padded-with-the-end"
+        ),
+        pytest.param(
+            ([99], [8, 8, 99]), {"pad_token_id": None, **STOPPING}, 4, ("stop", "stop"), id="padded-with-the-first-end"
+        ),
+        pytest.param(([7, PAD], [8]), STOPPING, 12, ("length", "length"), id="generates-the-padding-id"),
+        pytest.param(
+            ([7, 99], [8]), {"eos_token_id": None, **STOPPING}, 12, ("stop", "length"), id="goes-on-without-an-end"
+        ),
+        pytest.param(([7, EOS], [8]), {"eos_token_id": None}, 12, ("length", "length"), id="end-taken-back"),
+        pytest.param(([7, EOS], [8]), {"eos_token_id": torch.tensor([EOS, 9])}, 8, ("stop", "length"), id="tensor"),
+        pytest.param(([7, EOS], [8]), {"eos_token_id": torch.tensor(EOS)}, 8, ("stop", "length"), id="tensor-of-one"),
+        pytest.param(([7], [8]), {"max_time": 0.0}, 2, ("length", "length"), id="time"),
+        pytest.param(([7], [EOS]), {"max_time": 0.0}, 2, ("length", "stop"), id="time-and-an-end"),
+        pytest.param(
+            ([7], [8]),
+            {"stopping_criteria": StoppingCriteriaList([MaxLengthCriteria(6)])},
+            4,
+            ("length", "length"),
+            id="length-of-the-caller's-criterion",
+        ),
+        pytest.param(
+            ([7, 99], [8, EOS]),
+            {"stopping_criteria": StoppingCriteriaList([EosTokenCriteria(99)])},
+            8,
+            ("stop", "length"),
+            id="end-of-the-caller's-criterion",
+        ),
+        pytest.param(
+            ([7, 99], [8], [8, 8, EOS], [99]),
+            {"num_return_sequences": 2, "do_sample": True, **STOPPING},
+            12,
+            ("stop", "length", "stop", "stop"),
+            id="several-sequences",
+        ),
+    ],
+)
+def test_generate_row_that_ends_in_any_way_is_counted_to_there(
+    rows: tuple[list[int], ...], kwargs: dict[str, Any], tokens: int, reasons: tuple[str, ...], recorder: Recorder
+) -> None:
+    generate(tiny.causal_lm(), *rows, **{"max_new_tokens": 6, **kwargs})
+    assert facts(recorder, WRITTEN) == {
+        "gen_ai.usage.output_tokens": tokens,
+        "gen_ai.response.finish_reasons": reasons,
+    }
+
+
+@pytest.mark.parametrize("where", ["configuration", "model", "call"])
+@pytest.mark.parametrize("pad_token_id", [PAD, EOS])
+def test_generate_stop_strings_from_anywhere_end_each_row(where: str, pad_token_id: int, recorder: Recorder) -> None:
+    tokenizer, model = tiny.text_tokenizer(), tiny.causal_lm()
+    stop = tokenizer.encode("cat", add_special_tokens=False)
+    settings = {"max_new_tokens": 8, "stop_strings": ["cat"], "pad_token_id": pad_token_id, "eos_token_id": EOS}
+    kwargs: dict[str, Any] = settings
+    if where == "configuration":
+        kwargs = {"generation_config": transformers.GenerationConfig(**settings)}
+    elif where == "model":
+        kwargs = {}
+        for name, value in settings.items():
+            setattr(model.generation_config, name, value)
+    generate(model, [7, *stop], [8], tokenizer=tokenizer, **kwargs)
+    assert facts(recorder, WRITTEN) == {
+        "gen_ai.usage.output_tokens": 1 + len(stop) + 8,
+        "gen_ai.response.finish_reasons": ("stop", "length"),
+    }
+
+
 @pytest.mark.parametrize(
     ("kwargs", "tokens", "reason"),
     [
@@ -189,6 +309,13 @@ def test_generate_batch_counts_each_row_to_its_end(
             id="criterion-before-max-length",
         ),
         pytest.param({"generation_config": transformers.GenerationConfig(max_new_tokens=4)}, 4, "length", id="config"),
+        pytest.param({"max_length": 6, "max_new_tokens": 4}, 4, "length", id="both"),
+        pytest.param(
+            {"generation_config": transformers.GenerationConfig(max_length=10), "eos_token_id": 99},
+            3,
+            "stop",
+            id="length-of-the-configuration",
+        ),
     ],
 )
 def test_generate_one_row_says_why_it_ended(
@@ -260,6 +387,45 @@ def test_generate_stop_strings_are_content(stop_strings: Any, bare_recorder: Rec
     assert facts(bare_recorder, ("gen_ai.request.stop_sequences",)) == {"gen_ai.request.stop_sequences": ("cat",)}
 
 
+# -- what was asked for ----------------------------------------------------------------------------------------------
+
+REQUESTED = (
+    "gen_ai.request.choice.count",
+    "gen_ai.request.max_tokens",
+    "gen_ai.request.temperature",
+    "inferspan.request.do_sample",
+)
+SAMPLING = {"max_new_tokens": 3, "temperature": 0.7, "do_sample": True, "num_return_sequences": 2}
+ASKED = dict(zip(REQUESTED, (2, 3, 0.7, True), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        pytest.param(lambda config: {"generation_config": config}, ASKED, id="configuration"),
+        pytest.param(lambda config: SAMPLING, ASKED, id="call"),
+        pytest.param(
+            lambda config: {"generation_config": config, "temperature": 0.5, "num_return_sequences": 1},
+            {name: value for name, value in {**ASKED, REQUESTED[2]: 0.5}.items() if name != REQUESTED[0]},
+            id="call-before-configuration",
+        ),
+        pytest.param(
+            lambda config: {"generation_config": config, "temperature": None},
+            {name: value for name, value in ASKED.items() if name != REQUESTED[2]},
+            id="taken-back",
+        ),
+        pytest.param(lambda config: {}, {}, id="nothing"),
+    ],
+)
+def test_generate_request_shows_what_was_set_for_it(
+    given: Callable[[Any], dict[str, Any]], expected: dict[str, Any], recorder: Recorder
+) -> None:
+    model = tiny.causal_lm()
+    model.generation_config.max_length = 8
+    model.generate(PADDED, attention_mask=MASK, **given(transformers.GenerationConfig(**SAMPLING)))
+    assert facts(recorder, REQUESTED) == expected
+
+
 # -- a generate of the class's own -----------------------------------------------------------------------------------
 
 
@@ -319,7 +485,7 @@ def test_pipeline_batch_on_a_gpu_is_counted_when_its_ids_come_to_the_host(
     from inferspan.integrations import tensors
 
     tokenizer, model = tiny.text_tokenizer(), tiny.causal_lm()
-    on_host = tensors._host_array
+    on_host = tensors.host_array
     on_gpu = []
 
     def host_array(tensor: Any) -> Any:
@@ -334,7 +500,7 @@ def test_pipeline_batch_on_a_gpu_is_counted_when_its_ids_come_to_the_host(
     end = int(first[0, -4])  # the first row ends with its second token
     pipe = transformers.pipeline("text-generation", model=model, tokenizer=tokenizer)
     recorder.clear()
-    monkeypatch.setattr(tensors, "_host_array", host_array)
+    monkeypatch.setattr(tensors, "host_array", host_array)
     outputs = pipe(texts, batch_size=2, max_new_tokens=5, do_sample=False, eos_token_id=end, return_tensors=True)
     rows = [output[0]["generated_token_ids"] for output in outputs]
     assert on_gpu
@@ -347,6 +513,24 @@ def test_pipeline_batch_on_a_gpu_is_counted_when_its_ids_come_to_the_host(
         expected += new.index(end) + 1 if end in new else len(new)
     assert attributes[semconv.OUTPUT_TOKENS] == expected < 10
     assert attributes[semconv.FINISH_REASONS] == tuple("stop" if end in row[width:] else "length" for row in rows)
+
+
+def test_generate_recipe_of_the_hub_that_ends_in_the_general_one_counts_once(
+    recorder: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def sample(model: Any, input_ids: torch.Tensor, **kwargs: Any) -> Any:
+        return model._sample(input_ids, **kwargs)
+
+    def recipe(model: Any, **kwargs: Any) -> Any:
+        return transformers.GenerationMixin.generate(model, custom_generate=sample, **kwargs)
+
+    model = tiny.causal_lm()
+    monkeypatch.setattr(type(model), "load_custom_generate", lambda *_, **__: recipe)
+    model.generate(PADDED, attention_mask=MASK, custom_generate="some/recipe", max_new_tokens=3, eos_token_id=None)
+    assert facts(recorder, WRITTEN) == {
+        "gen_ai.usage.output_tokens": 6,
+        "gen_ai.response.finish_reasons": ("length", "length"),
+    }
 
 
 # -- Whisper's fallback ------------------------------------------------------------------------------------------------

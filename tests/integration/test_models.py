@@ -18,6 +18,7 @@ import inferspan
 from support import tiny
 from support.recorder import MODEL_FACTS, Recorder
 
+V4 = transformers.__version__.startswith("4.")
 IDS = torch.tensor([[10, 20, 30, 40], [50, 60, 70, 80]])
 MASK = torch.tensor([[0, 1, 1, 1], [1, 1, 1, 1]])
 
@@ -64,7 +65,7 @@ def logits(model: Any, ids: torch.Tensor) -> list[Any]:
         ),
         pytest.param(
             lambda m: m(inputs_embeds=m.get_input_embeddings()(IDS)),
-            {"gen_ai.usage.input_tokens": None, "inferspan.sequence.length": None},
+            {"inferspan.usage.input_tokens.exact": False},
             id="embeddings",
         ),
         pytest.param(lambda m: m(IDS[:1]), {"gen_ai.usage.input_tokens": 4, "inferspan.batch.size": 1}, id="one-row"),
@@ -84,6 +85,142 @@ def test_model_called_gives_one_span_and_the_same_result(
     assert bare_recorder.trees() == ["forward"]
     expected = {name: value for name, value in {**FORWARD, **changes}.items() if value is not None}
     assert bare_recorder.attributes("forward") == expected
+
+
+IN, RATIO, EXACT = "gen_ai.usage.input_tokens", "inferspan.padding.ratio", "inferspan.usage.input_tokens.exact"
+BATCH, LENGTH = "inferspan.batch.size", "inferspan.sequence.length"
+PADDED = torch.tensor([[10, 20, 30, 0], [50, 60, 70, 80]])
+RIGHT = (PADDED != 0).long()
+SEVEN_OF_EIGHT = {IN: 7, RATIO: 0.125, BATCH: 2, LENGTH: 4}
+EIGHT = {IN: 8, BATCH: 2, LENGTH: 4}
+
+
+def clip() -> Any:
+    text = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    vision = {**text, "image_size": 16, "patch_size": 8}
+    text = {**text, "vocab_size": 100, "max_position_embeddings": 16, "eos_token_id": 99}
+    config = transformers.CLIPConfig(text_config=text, vision_config=vision, projection_dim=16)
+    return tiny.seeded(lambda: transformers.CLIPModel(config))
+
+
+def vit() -> Any:
+    config = transformers.ViTConfig(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, image_size=16, patch_size=8
+    )
+    return tiny.seeded(lambda: transformers.ViTForImageClassification(config))
+
+
+def causal(mask: torch.Tensor) -> torch.Tensor:
+    """Of four dimensions: what each query sees."""
+    return torch.ones(4, 4).tril().bool() & mask.bool()[:, None, None, :]
+
+
+def decode_step(model: Any) -> Any:
+    past = model(input_ids=PADDED, attention_mask=MASK, use_cache=True).past_key_values
+    return model(PADDED[:, :1], torch.cat([MASK, torch.ones(2, 1).long()], dim=1), past_key_values=past)
+
+
+@pytest.mark.parametrize(
+    ("make", "call", "expected"),
+    [
+        pytest.param(
+            lambda: tiny.classifier(pad_token_id=None),
+            lambda m: m(PADDED, RIGHT),
+            SEVEN_OF_EIGHT,
+            id="bert-positional-mask",
+        ),
+        pytest.param(tiny.classifier, lambda m: m(PADDED), SEVEN_OF_EIGHT, id="bert-padding-id-alone"),
+        pytest.param(tiny.classifier, lambda m: m(PADDED, None), SEVEN_OF_EIGHT, id="bert-mask-of-none"),
+        pytest.param(
+            tiny.classifier, lambda m: m(PADDED, attention_mask=RIGHT.bool()), SEVEN_OF_EIGHT, id="bert-boolean-mask"
+        ),
+        pytest.param(
+            tiny.classifier,
+            lambda m: m(PADDED, RIGHT.bool()[:, None, None, :].expand(-1, 1, 4, -1)),
+            SEVEN_OF_EIGHT,
+            id="bert-mask-of-four-dimensions",
+            marks=pytest.mark.skipif(V4, reason="4.57 takes none there"),
+        ),
+        pytest.param(
+            tiny.classifier,
+            lambda m: m(attention_mask=RIGHT, inputs_embeds=m.get_input_embeddings()(PADDED)),
+            SEVEN_OF_EIGHT,
+            id="bert-masked-embeddings",
+        ),
+        pytest.param(tiny.gpt2, lambda m: m(PADDED), SEVEN_OF_EIGHT, id="gpt2-padding-id-alone"),
+        pytest.param(lambda: tiny.gpt2(pad_token_id=2), lambda m: m(PADDED), EIGHT, id="gpt2-padding-id-that-ends-too"),
+        pytest.param(lambda: tiny.gpt2(pad_token_id=None), lambda m: m(PADDED), EIGHT, id="gpt2-no-padding-id"),
+        pytest.param(
+            lambda: tiny.gpt2(pad_token_id=None),
+            lambda m: m(PADDED, None, *([None] if V4 else []), RIGHT),
+            SEVEN_OF_EIGHT,
+            id="gpt2-mask-behind-the-cache",
+        ),
+        pytest.param(tiny.causal_lm, lambda m: m(PADDED, MASK), SEVEN_OF_EIGHT, id="llama-positional-mask"),
+        pytest.param(
+            tiny.causal_lm, lambda m: m(PADDED, causal(RIGHT)), SEVEN_OF_EIGHT, id="llama-mask-of-four-dimensions"
+        ),
+        pytest.param(
+            tiny.causal_lm,
+            lambda m: m(PADDED, torch.zeros(2, 1, 4, 4).masked_fill(~causal(RIGHT), -1e9)),
+            SEVEN_OF_EIGHT,
+            id="llama-bias",
+        ),
+        pytest.param(
+            tiny.causal_lm,
+            lambda m: m(torch.tensor([[5, 6, 7, 5, 6]]), position_ids=torch.tensor([[0, 1, 2, 0, 1]])),
+            {IN: 5, BATCH: 2, LENGTH: 3},
+            id="llama-packed",
+        ),
+        pytest.param(tiny.seq2seq_lm, lambda m: m(PADDED, RIGHT, PADDED[:, :2]), SEVEN_OF_EIGHT, id="t5-positional"),
+        pytest.param(
+            tiny.seq2seq_lm,
+            lambda m: m(decoder_input_ids=PADDED[:, :2], attention_mask=RIGHT, input_ids=PADDED),
+            SEVEN_OF_EIGHT,
+            id="t5-by-name",
+        ),
+        pytest.param(
+            tiny.whisper,
+            lambda m: m(torch.zeros(2, 16, 100), decoder_input_ids=PADDED[:, :2]),
+            {BATCH: 2},
+            id="whisper-positional",
+        ),
+        pytest.param(vit, lambda m: m(torch.zeros(3, 3, 16, 16)), {BATCH: 3}, id="vit-positional"),
+        pytest.param(clip, lambda m: m(PADDED, torch.zeros(3, 3, 16, 16), RIGHT), SEVEN_OF_EIGHT, id="clip-positional"),
+    ],
+)
+def test_model_called_in_any_way_counts_the_tokens_it_reads(
+    make: Callable[[], Any], call: Callable[[Any], Any], expected: dict[str, Any], recorder: Recorder
+) -> None:
+    model = make()
+    with torch.no_grad():
+        call(model)
+    found = recorder.attributes("forward")
+    assert {name: found[name] for name in (IN, RATIO, EXACT, BATCH, LENGTH) if name in found} == expected
+
+
+def test_model_called_for_a_step_counts_what_is_not_in_its_cache(recorder: Recorder) -> None:
+    with torch.no_grad():
+        decode_step(tiny.causal_lm())
+    assert [span.attributes[IN] for span in recorder.spans()] == [7, 2]
+    assert recorder.spans()[1].attributes[LENGTH] == 1
+
+
+def test_model_with_adapters_is_counted_by_the_names_inside(recorder: Recorder) -> None:
+    peft = pytest.importorskip("peft")
+    model = peft.get_peft_model(tiny.classifier(pad_token_id=None), peft.LoraConfig(target_modules=["query"])).eval()
+    recorder.clear()
+    with torch.no_grad():
+        model(PADDED, MASK)
+    assert recorder.attributes("forward")[IN] == 7
+    assert recorder.attributes("forward")[RATIO] == 0.125
+
+
+def test_model_compiled_is_counted_by_its_names(recorder: Recorder) -> None:
+    model = torch.compile(tiny.classifier(pad_token_id=None), backend="eager")
+    with torch.no_grad():
+        model(PADDED, RIGHT)
+    assert recorder.attributes("forward")[IN] == 7
 
 
 def test_model_first_called_tells_itself(recorder: Recorder) -> None:

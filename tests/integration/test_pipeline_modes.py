@@ -34,6 +34,7 @@ from support import tiny
 from support.recorder import FIGURES, MEASURED, MODEL_FACTS, Recorder
 from support.tiny import SENTENCES
 
+V4 = transformers.__version__.startswith("4.")
 THREE = [SENTENCES[0], SENTENCES[9], SENTENCES[3]]
 GREEDY = {"max_new_tokens": 5, "do_sample": False}
 LABELS = {"candidate_labels": ["politics", "science", "sports"]}
@@ -385,6 +386,45 @@ def test_generator_several_sequences_counts_all(recorder: Recorder) -> None:
     assert root["gen_ai.request.choice.count"] == 2
     assert root["gen_ai.usage.output_tokens"] == 10
     assert root["gen_ai.usage.input_tokens"] == text_counts(THREE[:1])[0]
+
+
+SAMPLING = {"max_new_tokens": 3, "do_sample": True, "temperature": 0.6, "num_return_sequences": 2}
+SAMPLED = {
+    "gen_ai.request.choice.count": 2,
+    "gen_ai.request.max_tokens": 3,
+    "gen_ai.request.temperature": 0.6,
+    "inferspan.request.do_sample": True,
+}
+
+
+@pytest.mark.parametrize(
+    ("made", "called"),
+    [
+        pytest.param(
+            {}, {"generation_config": transformers.GenerationConfig(**SAMPLING)}, id="configuration-of-the-call"
+        ),
+        pytest.param({}, SAMPLING, id="call"),
+        pytest.param(SAMPLING, {}, id="pipeline"),
+        pytest.param(
+            {"generation_config": transformers.GenerationConfig(**SAMPLING)},
+            {},
+            id="configuration-it-was-made-with",
+            marks=pytest.mark.skipif(V4, reason="4.57 takes none there"),
+        ),
+    ],
+)
+def test_generator_request_shows_what_was_set_for_it(
+    made: dict[str, Any], called: dict[str, Any], recorder: Recorder
+) -> None:
+    model = tiny.causal_lm()
+    model.generation_config.repetition_penalty = 1.5  # the model's own is not of the request
+    pipe = transformers.pipeline("text-generation", model=model, tokenizer=tiny.text_tokenizer(), **made)
+    pipe(THREE[0], **called)
+    found = recorder.attributes("text_completion")
+    requested = {name: value for name, value in found.items() if ".request." in name}
+    if V4 and not called:  # the pipeline's own default, too
+        requested["inferspan.request.do_sample"] = True
+    assert requested == {"gen_ai.request.model": "LlamaForCausalLM", **SAMPLED}
 
 
 def test_chunked_single_text_has_a_forward_for_each_chunk(recorder: Recorder) -> None:

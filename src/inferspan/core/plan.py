@@ -57,7 +57,8 @@ class Probes:
 class Plan:
     """One call site. ``asked`` is what a sampler sees of a root span, ``attributes`` what stands on every root,
     ``source`` the integration that made it, ``phase_names`` how that calls its phases, if it does so always,
-    ``devices`` where the model works on an input by the device of that."""
+    ``devices`` where the model works on an input by the device of that. ``owner`` is what a call is of, if that is not
+    the model."""
 
     def __init__(
         self,
@@ -80,7 +81,7 @@ class Plan:
         self.phase_names: tuple[str, ...] | None = None
         self.devices: dict[str | None, str | None] = {}
         self._probes = probes
-        self.model = _weakly(model)
+        self.model = self.owner = _weakly(model)
         found = probes.prepare(CallSite(settings, model, info, None), on_device=False)
         self.inference_probes = tuple(probe for probe in found if probe.brackets is Brackets.INFERENCE)
         self.beginning = tuple(probe for probe in self.inference_probes if probe.begins)

@@ -28,7 +28,8 @@ _KEPT_MAX = 1024
 class Generation:
     """Steps of one generation, of one decoding loop or of several after each other. Times are ``perf_counter_ns``
     readings, ``outputs`` what each loop returned; ``read_later`` counts the last of them anew once it is on the host.
-    ``is_assisted``: a draft proposes tokens. ``on_first_token`` is called when the first one is there.
+    ``loop`` is what an integration notes of the one that runs. ``is_assisted``: a draft proposes tokens.
+    ``on_first_token`` is called when the first one is there.
 
     ``in_loop`` distinguishes a call that is the generation itself (Whisper's ``generate`` calls the general one for
     each segment, Blip's that of its language model) from one inside a step of it (a draft model), which must not count:
@@ -47,8 +48,8 @@ class Generation:
         self.intervals_ns: list[int] = []
         self.outputs: list[Output] = []
         self.read_later: Callable[[Any], Output | None] | None = None
-        self.in_loop = False
-        self.has_nested = False
+        self.in_loop = self.has_nested = False
+        self.loop: Any = None
         self.forwards: defaultdict[int, int] = defaultdict(int)
         self.loops = 0
         self.is_assisted = False

@@ -25,8 +25,9 @@ from inferspan import faults, semconv
 from inferspan.core import current
 from inferspan.core.plan import Plan
 from inferspan.core.record import Inference, Phase
+from inferspan.integrations.arguments import by_name
 from inferspan.integrations.patching import Patches, is_ours
-from inferspan.integrations.tensors import read_call
+from inferspan.integrations.tensors import ids_of, read_call
 from inferspan.integrations.torch.describe import is_replica
 
 EVAL_FRAME = "torch._dynamo.eval_frame"
@@ -233,12 +234,12 @@ def call(
         generation = phase.generation
         if generation is not None:  # the first call of this model in it, or one that records layers
             if id(model) not in generation.forwards:
-                current.model_called(phase, model, args, kwargs)
+                current.model_called(phase, model, args, _named(model, args, kwargs) if args else kwargs)
             generation.forwards[id(model)] += 1
         if not phase.is_forward or phase.in_model or generation is not None:
             return function(*args, **kwargs)
         # inside a phase that somebody else has opened: a pipeline's forward
-        current.model_called(phase, model, args, kwargs)
+        current.model_called(phase, model, args, _named(model, args, kwargs) if args else kwargs)
         phase.in_model = True
         try:
             return function(*args, **kwargs)
@@ -324,10 +325,28 @@ def _note_call(phase: Phase, model: Any, args: tuple[Any, ...], kwargs: dict[str
     inference = phase.inference
     if inference is None:
         return
-    batch = read_call(args, kwargs, has_ids=current.model_info(model).provider is not None)
+    named, has_ids = _named(model, args, kwargs) if args else kwargs, current.model_info(model).provider is not None
+    pad_id = _pad_id(model) if has_ids and named.get("attention_mask") is None else None
+    batch = read_call(args, named, has_ids=has_ids, pad_id=pad_id)
     if batch is not None:
         inference.add_batch(phase, batch)
         inference.device = batch.device or inference.device
     current.begin_forward(phase, model, None if batch is None else batch.device, phase.start_ns)
-    current.model_called(phase, model, args, kwargs)
+    current.model_called(phase, model, args, named)
     phase.in_model = True
+
+
+def _named(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The arguments by the names that the model gives them."""
+    model = unwrap_model(model)
+    named = by_name(getattr(type(model), "forward", None), args, kwargs)
+    if len(named) == len(kwargs) and hasattr(model, "get_base_model"):  # PEFT's, which passes on what it gets
+        return by_name(type(model.get_base_model()).forward, args, kwargs)
+    return named
+
+
+def _pad_id(model: Any) -> int | None:
+    """The id of padding, where it is nothing else, too."""
+    config = getattr(model, "config", None)
+    pad_id, *others = (getattr(config, f"{name}_token_id", None) for name in ("pad", "eos", "bos"))
+    return pad_id if isinstance(pad_id, int) and pad_id not in ids_of(others) else None

@@ -158,15 +158,6 @@ def dtype_of(model: Any) -> str | None:
     return None if dtype is None else str(dtype).removeprefix("torch.")
 
 
-def id_set(value: Any) -> frozenset[int] | None:
-    """One id or a list of ids, as transformers takes them, as a set."""
-    if isinstance(value, int):
-        return frozenset((value,)) if value >= 0 else frozenset()
-    if isinstance(value, (list, tuple)):
-        return frozenset(item for item in value if isinstance(item, int))
-    return None
-
-
 def text(value: Any) -> str | None:
     """The value if it is a text that says something."""
     return value if isinstance(value, str) and value else None

@@ -17,9 +17,10 @@ from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 from inferspan.core.messages import Content, Message
-from inferspan.integrations.tensors import are_ids, rows_of
+from inferspan.integrations.tensors import are_ids, ids_of, rows_of
 from inferspan.integrations.transformers import inputs
 from inferspan.integrations.transformers.chats import is_message
+from inferspan.integrations.transformers.settings import Loop, look_up
 
 _MESSAGES_MAX = 64
 _PARTS_MAX = 64
@@ -226,28 +227,28 @@ def _media(source: Any, modality: str) -> Part:
 # -- generate() --------------------------------------------------------------------------------------------------------
 
 
-def note_generated(content: Content, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
+def note_generated(content: Content, model: Any, given: Mapping[str, Any], result: Any) -> None:
     """What a ``generate()`` was given and returned, where it has a tokenizer with it, or its streamer has one, and the
     ids are on the host. They are decoded later."""
-    tokenizer = kwargs.get("tokenizer")
+    tokenizer = given.get("tokenizer")
     if tokenizer is None:
-        tokenizer = getattr(kwargs.get("streamer"), "tokenizer", None)
+        tokenizer = getattr(given.get("streamer"), "tokenizer", None)
     decode = getattr(tokenizer, "convert_tokens_to_string", None)
     if decode is None:
         return
-    ids = kwargs.get("input_ids")
+    ids = given.get("input_ids")
     if ids is None:
-        ids = args[0] if args else kwargs.get("inputs")
+        ids = given.get("inputs")
     sequences = result.get("sequences") if isinstance(result, Mapping) else result
-    mask = rows_of(kwargs.get("attention_mask")) or ()
+    mask = rows_of(given.get("attention_mask")) or ()
     prompts = (rows_of(ids) if are_ids(ids) else None) or []
     for place, (row, kept) in enumerate(zip(prompts, mask, strict=False)):
         prompts[place] = [id_ for id_, is_kept in zip(row, kept, strict=False) if is_kept]
-    end_ids, _ = inputs.special_ids(model, kwargs)
-    start = inputs.prompt_length(model, args, kwargs, sequences)
+    end_ids = frozenset(ids_of(look_up("eos_token_id", model, given)))
+    start = inputs.prompt_length(Loop(model, given, 0), sequences, 0)
     rows = rows_of(sequences) or ()
-    begins = inputs.in_force("decoder_start_token_id", model, kwargs)
-    if start == 1 and rows and any(begins) and rows[0][0] not in begins:
+    begins = ids_of(look_up("decoder_start_token_id", model, given))
+    if start == 1 and rows and begins and rows[0][0] not in begins:
         start = 0  # Whisper's own generate() leaves out what it begins with
     answers = [_until(row[start:], end_ids) for row in rows]
     content.later.append(partial(_decode, content, tokenizer, decode, prompts, answers))

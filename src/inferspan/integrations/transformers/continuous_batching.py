@@ -26,9 +26,11 @@ from inferspan.core.errors import type_name
 from inferspan.core.plan import Plan
 from inferspan.core.record import Inference, Phase
 from inferspan.core.steps import Generation
+from inferspan.forks import Later
 from inferspan.integrations.patching import Patches
-from inferspan.integrations.torch.describe import id_set
+from inferspan.integrations.tensors import ids_of
 
+_settings = Later(f"{__package__}.settings")
 _REQUEST = "_inferspan_request"
 
 _submitting: ContextVar[_Request | None] = ContextVar("inferspan_submitting", default=None)
@@ -63,11 +65,13 @@ def install_scheduler(module: ModuleType, patches: Patches) -> None:
 class _Request:
     """What a request's state carries: its inference, and the times that its spans need."""
 
-    __slots__ = ("__weakref__", "id", "inference", "phase", "queue")
+    __slots__ = ("__weakref__", "id", "inference", "phase", "queue", "settings")
 
-    def __init__(self, inference: Inference) -> None:
+    def __init__(self, inference: Inference, settings: dict[str, Any]) -> None:
         self.id: str | None = None
         self.inference = inference
+        self.settings = settings
+        inference.attributes.update(settings)
         self.queue: Phase | None = inference.begin(semconv.QUEUE)
         self.phase: Phase | None = None
         weakref.finalize(self, _dropped, inference).atexit = False
@@ -90,8 +94,7 @@ class _Request:
         if inference is None:
             return None
         inference.is_stream, inference.device = origin.is_stream, origin.device
-        inference.set(semconv.MAX_TOKENS, origin.attributes.get(semconv.MAX_TOKENS))
-        return _Request(inference)
+        return _Request(inference, self.settings)
 
     def leave_queue(self) -> None:
         if self.queue is not None:
@@ -138,7 +141,7 @@ class _Request:
         self.inference.add_batch(None, batch)
         counts.add_output(produced, True)
         if generated and ended_well:
-            end_ids = getattr(state, "_eos_token_ids", None) or id_set(getattr(state, "eos_token_id", None)) or ()
+            end_ids = getattr(state, "_eos_token_ids", None) or ids_of(getattr(state, "eos_token_id", None))
             counts.finish_reasons = ("stop" if generated[-1] in end_ids else "length",)
 
 
@@ -196,13 +199,16 @@ def _open(manager: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Reque
     if inference is None:
         return None
     _, _, limit, streaming, *_ = (*args, None, None, None, None)  # behind input_ids and request_id
-    limit = kwargs.get("max_new_tokens", limit)
-    inference.set(semconv.MAX_TOKENS, limit if isinstance(limit, int) else None)
+    limit, config = kwargs.get("max_new_tokens", limit), getattr(manager, "generation_config", None)
+    # without one that was passed it is the model's
+    given = {} if config is getattr(model, "generation_config", None) else {"generation_config": config}
+    settings = _settings.recorded_settings(given if limit is None else {**given, "max_new_tokens": limit})
+    settings.pop(semconv.CHOICE_COUNT, None)  # each choice is a request of its own
     # of the manager in 4.57
     inference.is_stream = bool(kwargs.get("streaming", streaming) or getattr(manager, "streaming", False))
     device = getattr(model, "device", None)
     inference.device = None if device is None else str(device)
-    return _Request(inference)
+    return _Request(inference, settings)
 
 
 def _suppressed(original: Callable[..., Any]) -> Callable[..., Any]:

@@ -105,6 +105,7 @@ def _make_plan(pipeline: Any, key: tuple[str, str], model: Any) -> Plan:
     plan = current.make_plan(operation or _operation(task, None), model=model, source=PIPELINES)
     plan.attributes = {semconv.TASK: task}
     plan.phase_names = _phase_names(pipeline)
+    plan.owner = weakref.ref(pipeline)
     return plan
 
 

@@ -6,9 +6,11 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from inferspan.integrations.tensors import cache_length
 from inferspan.probes.flops.inventory import CallShapes
 
 _MEDIA = ("pixel_values", "input_features", "input_values", "pixel_values_videos", "audio_values")
+_NAMED = ("input_ids", "inputs_embeds", *_MEDIA)
 _OF_ENCODERS = frozenset(("input_ids", "attention_mask", "token_type_ids"))
 
 
@@ -25,7 +27,7 @@ def read_shapes(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> CallShapes 
             shapes[name] = shape
     unnamed = args[0] if args else kwargs.get("inputs")
     shape = shape_of(unnamed)
-    if shape:
+    if shape and not any(name in shapes for name in _NAMED):
         is_text = len(shape) < 3 and not getattr(getattr(unnamed, "dtype", None), "is_floating_point", True)
         shapes["input_ids" if is_text else "pixel_values"] = shape
     text = shapes.get("inputs_embeds", ())[:-1] or shapes.get("input_ids", ())
@@ -42,7 +44,7 @@ def read_shapes(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> CallShapes 
         decoder_length=decoder[-1] if decoder else None,
         source_length=source[1] if source else None,
         media=media,
-        past=_cache_length(cache),
+        past=cache_length(cache),
         keep=shapes["logits_to_keep"][0] if "logits_to_keep" in shapes else int_of(kwargs.get("logits_to_keep")),
         cached=kwargs.get("use_cache") is not False,
         slides=cache is None or any(getattr(layer, "is_sliding", False) for layer in _layers(cache) or ()),
@@ -58,19 +60,6 @@ def shape_of(value: Any) -> tuple[int, ...] | None:
 
 def _first(outputs: Any) -> Any:
     return outputs[0] if isinstance(outputs, (tuple, list)) and outputs else getattr(outputs, "last_hidden_state", None)
-
-
-def _cache_length(cache: Any) -> int | None:
-    """Cached positions; ``None`` where that number is itself on the device (static caches)."""
-    if cache is None:
-        return 0
-    if isinstance(cache, tuple):  # of older models: for each layer its keys and values
-        shape = shape_of(_first(_first(cache)))
-        return shape[-2] if shape and len(shape) > 2 else None
-    layers = _layers(cache)
-    if not layers:
-        return None if layers is None else 0
-    return None if getattr(layers[0], "is_compileable", True) else int_of(layers[0].get_seq_length(), least=0)
 
 
 def _layers(cache: Any) -> list[Any] | None:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from inferspan.core.model import ModelInfo, Models
-from inferspan.integrations.torch.describe import TorchDescriber, id_set
+from inferspan.integrations.torch.describe import TorchDescriber
 
 REVISION = "607a30d783dfa663caf39e06633721c8d4cfcd7e"
 SNAPSHOT = f"/home/me/.cache/huggingface/hub/models--openai-community--gpt2/snapshots/{REVISION}"
@@ -315,22 +315,3 @@ def test_a_number_is_of_the_kind_of_device_that_the_weights_are_on() -> None:
     weights = [SimpleNamespace(device=SimpleNamespace(type=kind)) for kind in ("meta", "cpu", "npu")]
     vars(model)["parameters"] = lambda: iter(weights)
     assert TorchDescriber().device_of(model, "cpu") == "npu:1"
-
-
-# Ids
-
-
-@pytest.mark.parametrize(
-    ("value", "expected"),
-    [
-        pytest.param(5, frozenset({5}), id="one"),
-        pytest.param([5, 6, 5], frozenset({5, 6}), id="list"),
-        pytest.param((5,), frozenset({5}), id="tuple"),
-        pytest.param([], frozenset(), id="empty"),
-        pytest.param(-1, frozenset(), id="negative"),
-        pytest.param("5", None, id="text"),
-        pytest.param(None, None, id="none"),
-    ],
-)
-def test_id_set_of_what_transformers_takes(value: Any, expected: frozenset[int] | None) -> None:
-    assert id_set(value) == expected
