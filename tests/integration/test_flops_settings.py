@@ -145,9 +145,10 @@ class Counted:
 
 
 def _held(cache: Any) -> int | None:
-    """Bytes of what a cache holds of its own positions."""
-    layers = getattr(getattr(cache, "self_attention_cache", cache), "layers", None)
-    return None if layers is None else sum(2 * layer.keys.numel() * layer.keys.element_size() for layer in layers)
+    """Bytes of what a cache holds, of an encoder's positions too."""
+    parts = [getattr(cache, name, None) for name in ("self_attention_cache", "cross_attention_cache")]
+    layers = [layer for part in (parts if any(parts) else [cache]) for layer in getattr(part, "layers", ())]
+    return sum(2 * layer.keys.numel() * layer.keys.element_size() for layer in layers) if layers else None
 
 
 # -- any settings ------------------------------------------------------------------------------------------------------

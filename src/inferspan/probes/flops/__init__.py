@@ -56,20 +56,21 @@ class Decoded:
 
     def kv_bytes(self, generation: Generation) -> int | None:
         """Keys and values at the end of the loop; ``None`` where others may have been made."""
-        tokens = self._tokens(generation, generation.steps - 1)
-        if tokens is None or not self._is_alone(generation):
-            return None
-        assert self.first is not None
-        return self.inventory.kv_bytes(self.first.rows, tokens, self.first.slides)
+        return self._cache_bytes(generation, generation.steps - 1) if self._is_alone(generation) else None
 
     def read_bytes(self, generation: Generation) -> int | None:
         """What the steps after the first token read at least of weights and cache."""
-        middle = self._tokens(generation, generation.steps // 2)
-        if middle is None or self.inventory.weight_bytes is None:
+        cache = self._cache_bytes(generation, generation.steps // 2)
+        if cache is None or self.inventory.weight_bytes is None:
             return None
-        assert self.first is not None
-        cache = self.inventory.kv_bytes(self.first.rows, middle, self.first.slides)
-        return None if cache is None else (generation.steps - 1) * (self.inventory.weight_bytes + cache)
+        return (generation.steps - 1) * (self.inventory.weight_bytes + cache)
+
+    def _cache_bytes(self, generation: Generation, more: int) -> int | None:
+        """Bytes in the cache ``more`` steps after the first."""
+        first, tokens = self.first, self._tokens(generation, more)
+        if first is None or tokens is None:
+            return None
+        return self.inventory.kv_bytes(first.rows, tokens, first.slides, first.source_length or 0)
 
     def _tokens(self, generation: Generation, more: int) -> int | None:
         """Positions in the cache ``more`` steps after the first."""

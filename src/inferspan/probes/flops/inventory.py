@@ -67,7 +67,8 @@ class Stack:
 
     FLOPs of linear layers for each position (``token``), row, and position whose logits are kept (``head``); of
     attention for each pair of query and key, by the window of its layers. Cross-attention: for each position where
-    there is an encoder's output (``cross``), each position of that output (``source``: keys and values, once), pair.
+    there is an encoder's output (``cross``), each position of that output (``source``: keys and values, once;
+    ``again``: in each forward), pair.
     """
 
     token: int = 0
@@ -76,6 +77,7 @@ class Stack:
     pairs: dict[int | None, int] = field(default_factory=dict)
     cross: int = 0
     source: int = 0
+    again: int = 0
     source_pair: int = 0
     chain: list[Convolution] = field(default_factory=list)
     extra_tokens: int = 0
@@ -106,7 +108,7 @@ class Stack:
         )
         if source:
             each += self.cross + self.source_pair * source
-        once = self.row + (0 if past else self.source * source)
+        once = self.row + (self.again if past else self.again + self.source) * source
         return rows * (queries * each + once)
 
 
@@ -118,6 +120,7 @@ class Inventory:
     ``weight_bytes`` is what a decoding step of one row reads of the weights: the decoder's and the head's, of experts
     as many as a token goes to, of embeddings one row; ``None`` where a format of its own hides its size. ``kv`` is
     what one token of one row takes in the cache, in bytes by window; ``None`` for a model without a cache.
+    ``source_kv`` is what one position of an encoder's output takes there.
     """
 
     main: Stack
@@ -129,15 +132,20 @@ class Inventory:
     shards: int
     weight_bytes: int | None
     kv: dict[int | None, int] | None
+    source_kv: int = 0
 
-    def kv_bytes(self, rows: int, tokens: int, slides: bool = True) -> int | None:
+    def kv_bytes(self, rows: int, tokens: int, slides: bool = True, source: int = 0) -> int | None:
         """Bytes of the cache of ``rows`` with ``tokens`` each, of which a layer with a window keeps all that the next
-        one sees besides itself."""
+        one sees besides itself, and ``source`` positions of an encoder."""
         if self.kv is None:
             return None
-        return rows * sum(
-            size * (min(tokens, window - 1) if window is not None and slides else tokens)
-            for window, size in self.kv.items()
+        return (
+            rows
+            * sum(
+                size * (min(tokens, window - 1) if window is not None and slides else tokens)
+                for window, size in self.kv.items()
+            )
+            + rows * source * self.source_kv
         )
 
     def forward(self, work: CallShapes) -> Flops:
@@ -162,7 +170,8 @@ class Inventory:
         _, rows, queries, source, _ = self._enter(first, first.decoder_length or first.length or 1)
         main, more, length = self.main, steps - 1, (first.past or 0) + queries
         if first.cached:
-            decode = more * (main.token + main.row + (main.cross + main.source_pair * source if source else 0))
+            crossed = main.cross + (main.source_pair + main.again) * source if source else 0
+            decode = more * (main.token + main.row + crossed)
             for window, flops in main.pairs.items():
                 decode += flops * _keys(length, more, window if first.slides else None)
             decode *= rows

@@ -29,11 +29,12 @@ METHOD = "linear_inventory"
 
 # Names of submodules, and what they say of all that lies below.
 _ROLES = {
-    "encoder": re.compile(r"encoder|enc_to_dec_proj"),
+    "encoder": re.compile(r"encoder"),
     "decoder": re.compile(r"decoder"),
     "tower": re.compile(r"\w*(vision|visual|image|audio|speech|multi_?modal|mm_proj)\w*"),
     "row": re.compile(r"pooler|seq_relationship|sequence_summary|(text|visual|image)_projection"),
     "cross": re.compile(r"cross_?att\w*|encoder_attn|EncDecAttention"),
+    "again": re.compile(r"enc_to_dec_proj"),
     "source": re.compile(r"[kv]|[kv]_proj|key|value|c_attn|[kv]_lin|kv_proj|(key|value)_proj|to_[kv]"),
     "branch": re.compile(r"shortcut|downsample"),
 }
@@ -98,6 +99,7 @@ def take_inventory(model: Any) -> Inventory | None:
         shards=int_of(getattr(model, "tp_size", None)) or 1,
         weight_bytes=main.weight_bytes if walk.sizes_known else None,
         kv=walk.kv if walk.kv and callable(generates) and generates() else None,
+        source_kv=walk.source_kv,
     )
 
 
@@ -120,6 +122,7 @@ class _Walk:
         self.is_encoder_decoder = bool(getattr(config, "is_encoder_decoder", False))
         self.main, self.side = Stack(), Stack()
         self.kv: dict[int | None, int] = {}
+        self.source_kv = 0
         self.exact = self.sizes_known = True
         self._model = model
         self._widths: dict[int, set[int]] = {}
@@ -199,7 +202,7 @@ class _Walk:
             place = place._replace(stack=self.side)
         if "source" in roles and place.per == "cross":
             return place._replace(per="source")
-        per = "row" if "row" in roles else "cross" if "cross" in roles else place.per
+        per = next((role for role in ("row", "cross", "again") if role in roles), place.per)
         return place._replace(per=per, on_branch=place.on_branch or "branch" in roles)
 
     def _add(self, place: _Place, flops: int) -> None:
@@ -265,14 +268,15 @@ class _Walk:
             return
         both = size + (int_of(own.get("v_head_dim")) or size)
         stack, window = place.stack, self._window_of(own)
+        kv_bytes = (_first_int(own, config, _KV_HEADS) or heads) * both * self._element_bytes
         if place.per == "cross":
             stack.source_pair += 2 * heads * both
+            self.source_kv += kv_bytes
             return
         stack.layers += 1
         self._widths.setdefault(id(stack), set()).add(heads * both)
         stack.pairs[window] = stack.pairs.get(window, 0) + 2 * heads * both
         if stack is self.main:
-            kv_bytes = (_first_int(own, config, _KV_HEADS) or heads) * both * self._element_bytes
             self.kv[window] = self.kv.get(window, 0) + kv_bytes
 
     def _window_of(self, own: dict[str, Any]) -> int | None:
