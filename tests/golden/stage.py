@@ -151,7 +151,8 @@ def _heard() -> Iterator[list[str]]:
 
     class Keep(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            heard.append(f"logged {record.levelname} {placeholders.sentence(record.getMessage())}")
+            said, *stack = placeholders.sentence(record.getMessage()).split("\n  File ")
+            heard.append(f"logged {record.levelname} {said}{' <stack>' if stack else ''}")
 
     keep, logger, sdk = Keep(), logging.getLogger("inferspan"), logging.getLogger("opentelemetry")
     logger.addHandler(keep)
