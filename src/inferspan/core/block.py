@@ -163,7 +163,7 @@ class InferenceBlock:
         return marks
 
     def _end_marks(self, phase: Phase) -> None:
-        """A phase is over: what of the marks was in it is told with it."""
+        """A phase is over: the marks that came in it go with it."""
         if self._marks is not None and self._marked_in is phase and phase.generation is None:
             phase.generation = self._marks.so_far()
 

@@ -78,7 +78,7 @@ def capture_check(module: Any) -> Callable[[], bool] | None:
 
 
 def memory_readers(kind: str, module: Any) -> Iterator[Callable[[int], Memory | None]]:
-    """The ways to read an allocator, the one that tells most first. None of them resets anything."""
+    """The ways to read an allocator, the one that says most first. None of them resets anything."""
     for owner, name in (
         (module, "memory_stats_as_nested_dict"),  # spares torch the flattening, which costs more than the reading
         (module, "memory_stats"),
