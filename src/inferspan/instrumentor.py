@@ -11,7 +11,7 @@ from typing import Any
 from opentelemetry.instrumentation.instrumentor import BaseInstrumentor  # type: ignore[attr-defined]
 
 from inferspan import config, faults, forks, integrations
-from inferspan.core import current
+from inferspan.core import current, process
 from inferspan.core.plan import Probes
 from inferspan.emit import providers
 from inferspan.emit.pipeline import Pipeline
@@ -77,7 +77,7 @@ class InferspanInstrumentor(BaseInstrumentor):  # type: ignore[misc]  # its modu
 
     def _uninstrument(self, **kwargs: Any) -> None:
         state.registry.remove()
-        current.abandon_open()  # what still runs in other threads ends here, with what is known of it
+        process.abandon_open()  # what still runs in other threads ends here, with what is known of it
         current.disconnect()
         pipeline, state.pipeline = state.pipeline, None
         if pipeline is not None:

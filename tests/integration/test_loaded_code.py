@@ -8,7 +8,7 @@ import sys
 
 from support.sources import code_without_tables, sources
 
-LOADED_MAX = 6640  # it has to fall to 4,500; 130 of it are streamers in threads, tokens and links of blocks
+LOADED_MAX = 6690  # it has to fall to 4,500; 180 of it are streamers in threads, generators, tokens and links of blocks
 
 PROGRAM = """
 import sys

@@ -28,7 +28,7 @@ from transformers.pipelines.pt_utils import KeyDataset, PipelineIterator
 
 import inferspan
 from inferspan import semconv
-from inferspan.core import current
+from inferspan.core import current, process
 from inferspan.integrations.patching import is_ours
 from support import tiny
 from support.recorder import FIGURES, MEASURED, MODEL_FACTS, Recorder
@@ -1388,7 +1388,7 @@ def test_inference_that_is_cut_off_while_the_program_gives_the_next_item_has_the
 
     def stream() -> Iterator[str]:
         yield SENTENCES[0]
-        current.abandon_open()
+        process.abandon_open()
 
     for _ in pipe(stream(), **LABELS):
         pass

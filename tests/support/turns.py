@@ -65,12 +65,16 @@ class Told:
 
 
 class Entered:
-    """An inference, a phase of one, or a span of the program's, that was made current. A phase is of its place."""
+    """An inference, a phase of one, or a span of the program's, that was made current. A phase is of its place. What a
+    generator has entered is the current span, but nothing runs in it while that waits, as it does here."""
 
-    def __init__(self, name: str, told: Told | None = None, place: object = None) -> None:
+    def __init__(
+        self, name: str, told: Told | None = None, place: object = None, *, by_generator: bool = False
+    ) -> None:
         self.name = name
         self.told = told
         self.place = place
+        self.by_generator = by_generator
         self.is_left = False
 
     @property
@@ -91,7 +95,11 @@ class Model:
 
     def here(self, actor: Actor) -> Told | Entered | None:
         """The inference that runs here, or a phase of one, or nothing."""
-        found = [entered for entered in self.entered[actor] if entered.counts and entered.told is not None]
+        found = [
+            entered
+            for entered in self.entered[actor]
+            if entered.counts and entered.told is not None and not entered.by_generator
+        ]
         if not found:
             return None
         last = found[-1]
@@ -340,7 +348,7 @@ class Program:
         name, kind = f"block{next(self.numbers)}", self.random.choice(KINDS)
         self._say(actor, "enters", name, kind)
         told = self.model.infer(name, self.model.parent(actor))
-        self.entries[told] = Entered(name, told)
+        self.entries[told] = Entered(name, told, by_generator=kind != "with")
         self.model.entered[actor].append(self.entries[told])
         self.blocks[told] = Block(kind, name)
         await actor.do(self.blocks[told].enter)

@@ -47,6 +47,7 @@ NOT_RELEASED = {
     "gen_ai.request.stream",
     "gen_ai.response.time_to_first_chunk",
     "gen_ai.token.modality",
+    "gen_ai.usage.cache_read.input_tokens",  # newer than the oldest
 }
 
 EMITTED = sorted({*ATTRIBUTES, *METRICS, *EVENTS} - {"exception"})

@@ -9,7 +9,8 @@ number, a link to nothing) is left out with one warning.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from types import TracebackType
+from inspect import currentframe
+from types import FrameType, TracebackType
 from typing import Any
 
 from opentelemetry.context import Context
@@ -17,7 +18,7 @@ from opentelemetry.trace import Link, Span, SpanContext
 from opentelemetry.util.types import AttributeValue
 
 from inferspan import faults, semconv
-from inferspan.core import current
+from inferspan.core import current, frames
 from inferspan.core.model import ModelInfo, display_name
 from inferspan.core.plan import Plan
 from inferspan.core.record import Inference, Phase
@@ -94,6 +95,9 @@ class InferenceBlock:
             self._inference.set(name, value)
 
     def __enter__(self) -> InferenceBlock:
+        return self._enter(currentframe())
+
+    def _enter(self, frame: FrameType | None) -> InferenceBlock:
         self._is_entered = True
         model = None if isinstance(self._model, str) else self._model
         plan = self._plan(model)
@@ -103,6 +107,7 @@ class InferenceBlock:
             inference.is_stream = self._stream
             self._inference = inference
             self._active = current.enter(inference)
+            frames.enter(self._active, frame)
         return self
 
     def __exit__(
@@ -138,7 +143,7 @@ class InferenceBlock:
             counts.rows = (counts.rows_max,)
 
     async def __aenter__(self) -> InferenceBlock:
-        return self.__enter__()
+        return self._enter(currentframe())
 
     async def __aexit__(self, *raised: Any) -> None:
         self.__exit__(*raised)
@@ -179,9 +184,13 @@ class PhaseBlock:
         self._active: current.Active | None = None
 
     def __enter__(self) -> PhaseBlock:
+        return self._enter(currentframe())
+
+    def _enter(self, frame: FrameType | None) -> PhaseBlock:
         if self._inference is not None and self._inference.end_ns is None:
             self._phase = self._inference.begin(self._name)
             self._active = current.enter_phase(self._phase)
+            frames.enter(self._active, frame)
         return self
 
     def set_attribute(self, name: str, value: AttributeValue) -> None:
@@ -202,7 +211,7 @@ class PhaseBlock:
             phase.inference.end(phase)
 
     async def __aenter__(self) -> PhaseBlock:
-        return self.__enter__()
+        return self._enter(currentframe())
 
     async def __aexit__(self, *raised: Any) -> None:
         self.__exit__(*raised)

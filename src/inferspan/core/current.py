@@ -19,23 +19,23 @@ through.
 
 from __future__ import annotations
 
-import os
 import sys
 from asyncio import _get_running_loop, current_task
 from collections.abc import Callable
 from contextlib import suppress
 from contextvars import ContextVar
+from inspect import currentframe
 from threading import get_ident
-from time import perf_counter_ns, sleep
+from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any
 
 from opentelemetry import context as otel_context
 from opentelemetry.context import Context
 from opentelemetry.instrumentation.utils import is_instrumentation_enabled
-from opentelemetry.trace import get_current_span, set_span_in_context
+from opentelemetry.trace import set_span_in_context
 
 from inferspan import faults
-from inferspan.core import rank
+from inferspan.core import frames, rank
 from inferspan.core.errors import Failure, failure_of, is_cancellation
 from inferspan.core.model import Describer, ModelInfo
 from inferspan.core.plan import Plan, Probes
@@ -48,7 +48,6 @@ if TYPE_CHECKING:
 
     from inferspan.config import Settings
 
-_CLOSING_NS = 10**9
 _SUPPRESSED = Phase("suppressed", None, 0)
 
 
@@ -56,7 +55,8 @@ class Active:
     """An inference, or one of its phases, that was entered and not left.
 
     ``context_before`` is OpenTelemetry's context that was current before an inference made its own current. A phase
-    is of the thread ``ident`` and of the ``task`` in it. ``shade`` is left together with it.
+    is of the thread ``ident`` and of the ``task`` in it. ``shade`` is left together with it. ``generator`` says whose
+    code has entered it, where that is a generator's (:mod:`inferspan.core.frames`).
     """
 
     # Defaults are the class's, and there is no __init__: one is made for each phase.
@@ -68,6 +68,8 @@ class Active:
     ident: int = 0
     task: Any = None
     shade: Active | None = None
+    generator: int = 0
+    is_of_parent: bool = False  # entered before this process was forked
 
     @property
     def is_suppressed(self) -> bool:
@@ -98,13 +100,33 @@ def _task() -> Any:
     if trio is not None:
         with suppress(RuntimeError, AttributeError):  # not inside of trio, or a thread is just importing it
             return trio.lowlevel.current_task()
-    found = getattr(greenlet, "getcurrent", lambda: None)()
+    getcurrent = getattr(greenlet, "getcurrent", None)  # absent while a thread is just importing it
+    found = None if getcurrent is None else getcurrent()
     return None if found is None or found.parent is None else found
+
+
+def entered_last() -> Active | None:
+    """The innermost that code which runs here has entered, whether it still counts or not."""
+    return _of_generators() if frames.innermost else _active.get()
+
+
+def _of_generators() -> Active | None:
+    """The same where generators have entered some: one of theirs counts while they run."""
+    active, running = _active.get(), frames.running(currentframe())
+    while active is not None and (_is_over(active) or (active.generator and active.generator not in running)):
+        active = active.outer
+    if running:
+        inside, outer = frames.innermost[running[0]][1], active
+        while outer is not None and outer is not inside:
+            outer = outer.outer
+        inside.ident, inside.task = get_ident(), _task()  # it goes where its generator goes
+        active = inside if outer is None else active
+    return active
 
 
 def here() -> Active | None:
     """What is running here: ``None`` for nothing."""
-    active = _active.get()
+    active = _of_generators() if frames.innermost else _active.get()
     while active is not None and (
         active.is_left or ((inference := active.inference) is not None and inference.end_ns is not None)
     ):
@@ -119,7 +141,8 @@ def here() -> Active | None:
 
 def open_here(active: Active | None = None) -> Inference | None:
     """The inference that runs here, or runs where this was innermost, and is in none of its phases."""
-    active = active or _active.get()
+    if active is None:
+        active = _of_generators() if frames.innermost else _active.get()
     while active is not None:
         inference = active.inference
         if active.is_left or (inference is not None and inference.end_ns is not None):
@@ -258,6 +281,8 @@ def _meet(inference: Inference, info: ModelInfo, model: Any) -> None:
 def _outside(context: Context) -> Context:
     """The context; where it is that of an inference which is over, the one outside of it."""
     while isinstance(context, _Inside) and _is_over(over := context.active) and over.context_before is not None:
+        if over.is_of_parent and not over.is_left:  # it goes on in the parent, and is above what the child does
+            break
         context = over.context_before
     return context
 
@@ -323,24 +348,6 @@ def _fail(inference: Inference, error: BaseException) -> None:
         inference.failure = failure_of(error, with_message=with_message, message_length=length)
 
 
-def abandon_open() -> None:
-    """The process ends, or is uninstrumented: close what still runs, with what is known of it. A lazy result ends
-    with its last item."""
-    found = list(state.open.values())
-    for inference in found:
-        if not inference.claim():
-            continue
-        inference.is_abandoned = True
-        with inference.phases.lock:  # against a phase that ends just now
-            inference.phases.cut_off()
-            last, lazy = inference.phases.last, inference.lazy
-            end_ns = None if lazy is None else max(lazy.last_ns, 0 if last is None else last.end_ns)
-            close(inference, end_ns=end_ns, is_claimed=True)
-    deadline_ns = perf_counter_ns() + _CLOSING_NS
-    while any(id(inference) in state.open for inference in found) and perf_counter_ns() < deadline_ns:
-        sleep(0.001)
-
-
 # -- enter and leave -------------------------------------------------------------------------------------------------
 
 
@@ -351,7 +358,7 @@ def enter(inference: Inference, inside: Phase | None = None) -> Active:
     active.inference, active.phase, active.ident = inference, inside, get_ident()
     before = otel_context.get_current()
     active.context_before = before if before.__class__ is not _Inside else _outside(before)
-    if _active.get() is None and inside is None:
+    if _active.get() is None and inside is None and not frames.innermost:
         _active.set(active)
     else:
         _enter(active)
@@ -373,6 +380,8 @@ def _enter(active: Active) -> None:
     outer = _active.get()
     if outer is not None:
         outer = _not_over(outer)
+    if frames.innermost:
+        outer = _of_generators()
     active.outer, active.ident = outer, get_ident()
     if active.phase is not None and (_get_running_loop() is not None or "trio" in _modules or "greenlet" in _modules):
         active.task = _task()
@@ -405,6 +414,8 @@ def leave(active: Active) -> None:
     active.is_left = True
     if active.shade is not None:
         active.shade.is_left = True
+    if active.generator:
+        frames.leave(active)
     if _active.get() is active:
         outer = active.outer
         _active.set(outer if outer is None or not _is_over(outer) else _not_over(outer))
@@ -448,6 +459,7 @@ def run_phase(
     if (
         outer is None
         or outer.is_left
+        or frames.innermost
         or _get_running_loop() is not None
         or "trio" in _modules
         or "greenlet" in _modules
@@ -477,11 +489,22 @@ def run_phase(
 
 def run_suppressed(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Call ``function`` once where no hook records."""
-    active = enter_phase(_SUPPRESSED)
+    active = enter_suppressed()
     try:
         return function(*args, **kwargs)
     finally:
         leave(active)
+
+
+def enter_suppressed() -> Active:
+    """Have no hook record in this context, until that is left."""
+    return enter_phase(_SUPPRESSED)
+
+
+def forget_all() -> None:
+    """Nothing runs here, whatever this context says: a forked process that goes on with other work."""
+    _active.set(None)
+    frames.innermost.clear()
 
 
 # -- phases -----------------------------------------------------------------------------------------------------------
@@ -544,47 +567,3 @@ def model_called(phase: Phase, model: Any, args: tuple[Any, ...], kwargs: dict[s
             probe.model_called(phase, mark, model, args, kwargs)
         except Exception:  # noqa: BLE001 - it loses only itself
             faults.note("probes.model_called")
-
-
-# -- the process ------------------------------------------------------------------------------------------------------
-
-
-def leave_process() -> None:
-    """The process ends without exit handlers: emit now what they would have emitted."""
-    sink = state.sink
-    if sink is None:
-        return
-    try:
-        abandon_open()
-        sink.leave_process()
-    except Exception:  # noqa: BLE001
-        faults.note("scope.leave_process")
-
-
-def forget_all() -> None:
-    """Nothing runs here, whatever this context says: a forked process that goes on with other work."""
-    _active.set(None)
-
-
-def _after_fork_in_child() -> None:
-    # The child must not export its parent's inferences, nor record inside one that only the parent can end.
-    inside = here()
-    for inference in state.open.values():
-        inference.claim()
-        inference.end_ns = inference.start_ns
-    state.open.clear()
-    if inside is not None:
-        inside.shade = enter_phase(_SUPPRESSED)
-
-
-def _before_fork() -> None:
-    # A root's ids are made when they are asked for: the child may be in the same trace, so both have to have them.
-    # The current one may have ended: a task that was begun in it goes on in its context.
-    roots = (inference.root for inference in list(state.open.values()))
-    for span in filter(None, (get_current_span(), *roots)):
-        with suppress(Exception):  # the current one may be of the program's making
-            span.get_span_context()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_before_fork, after_in_child=_after_fork_in_child)

@@ -15,7 +15,7 @@ from opentelemetry import _logs, metrics, trace
 from opentelemetry.metrics import CallbackOptions, Observation
 
 from inferspan import faults, forks, semconv
-from inferspan.core import current, rank
+from inferspan.core import process, rank
 from inferspan.core.probe import Probe, Report, add_up, is_ready, parts_of
 from inferspan.core.record import Inference, Overflow, Phase, StandalonePhase
 from inferspan.core.state import state
@@ -153,7 +153,7 @@ class Pipeline:
             _process.pipeline = None
 
     def _at_exit(self) -> None:
-        current.abandon_open()
+        process.abandon_open()
         self._stop()
 
     def _stop(self) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Coroutine
 from types import ModuleType
 from typing import Any
 
-from inferspan.core import current
+from inferspan.core import current, process
 from inferspan.integrations.patching import Patches
 
 _LAST = -sys.maxsize
@@ -37,11 +37,11 @@ def may_be_killed() -> bool:
 def install_multiprocessing(module: ModuleType, patches: Patches) -> None:
     def begin(_: Patches) -> None:
         current.forget_all()  # forked inside an inference: it runs what it is sent, not what follows in there
-        module.Finalize(None, current.leave_process, exitpriority=_LAST)
+        module.Finalize(None, process.leave_process, exitpriority=_LAST)
 
     module.register_after_fork(patches, begin)  # as long as the patches live
     if sys.modules["multiprocessing.process"].parent_process() is not None:
-        module.Finalize(None, current.leave_process, exitpriority=_LAST)
+        module.Finalize(None, process.leave_process, exitpriority=_LAST)
 
 
 def install_uvicorn(module: ModuleType, patches: Patches) -> None:
@@ -49,7 +49,7 @@ def install_uvicorn(module: ModuleType, patches: Patches) -> None:
         async def shutdown(self: Any, *args: Any, **kwargs: Any) -> None:
             await original(self, *args, **kwargs)
             if getattr(self, "_captured_signals", None):  # raised again as soon as this returns
-                current.leave_process()
+                process.leave_process()
 
         return shutdown
 
@@ -59,7 +59,7 @@ def install_uvicorn(module: ModuleType, patches: Patches) -> None:
 def install_billiard(module: ModuleType, patches: Patches) -> None:
     def exiting(original: Callable[..., None]) -> Callable[..., None]:
         def _do_exit(self: Any, *args: Any, **kwargs: Any) -> None:
-            current.leave_process()
+            process.leave_process()
             original(self, *args, **kwargs)
 
         return _do_exit

@@ -13,7 +13,7 @@ from opentelemetry import trace
 
 import inferspan
 from inferspan import semconv
-from inferspan.core import current
+from inferspan.core import current, process
 from inferspan.core.errors import is_cancellation
 from inferspan.core.record import Inference
 from support import cheap
@@ -189,7 +189,7 @@ def test_abandon_open_ends_what_still_runs_as_abandoned(recorder: Recorder) -> N
     block.__enter__()
     with block.phase("think"):
         pass
-    current.abandon_open()
+    process.abandon_open()
     block.__exit__(None, None, None)
 
     assert recorder.trees() == [("answer", "think")]
@@ -205,7 +205,7 @@ def test_abandon_open_cuts_off_the_phase_that_runs_and_leaves_out_what_comes_lat
         with block.phase("first"):
             pass
         with block.phase("second"):
-            current.abandon_open()
+            process.abandon_open()
         with block.phase("third"):
             pass
 
@@ -218,7 +218,7 @@ def test_abandon_open_inside_of_an_item_of_a_stream_ends_behind_what_is_known_of
 
     def hook(*_: Any) -> None:
         if next(forwards) == 1:
-            current.abandon_open()
+            process.abandon_open()
 
     pipe.model.register_forward_hook(hook)
     stream = iter(pipe(item for item in (1, 2)))
@@ -249,7 +249,7 @@ def test_abandon_open_waits_for_what_another_thread_hands_on(
         sleep(seconds)
 
     monkeypatch.setattr(sink, "submit", submit_late)
-    monkeypatch.setattr(current, "sleep", pause)
+    monkeypatch.setattr(process, "sleep", pause)
 
     def work() -> None:
         with inferspan.inference("job"):

@@ -82,7 +82,7 @@ def origin_here() -> Origin | None:
     """What is current here, if anything is."""
     if current.open_here() is None and not get_current_span().get_span_context().is_valid:
         return None
-    return Origin(otel_context.get_current(), current.innermost())
+    return Origin(otel_context.get_current(), current.entered_last())
 
 
 def run_in(inference: Inference, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
