@@ -13,7 +13,7 @@ import transformers
 from transformers import DynamicCache
 
 from judge.generation import EAGER, MODELS, PAD, prompts, ragged, rows
-from judge.observe import Case, Clock, Seen, Truth
+from judge.observe import Case, Clock, Seen, Truth, counts_in_inference_mode
 from judge.program import Choices, Family
 from support import tasks, tiny
 
@@ -223,7 +223,7 @@ def make(c: Choices) -> Case:
             length=new.shape[1],
             input_tokens=count,
             positions=new.numel(),
-            flops=seen.flops,
+            flops=seen.flops if c["grad"] != "inference" or counts_in_inference_mode() else None,
             unknown=frozenset({"input_tokens"} if is_open else ()),
         )
 

@@ -69,7 +69,9 @@ def _plainly(program: Program) -> tuple[Any, Truth | list[Truth]]:
         with watched() as seen:
             result = case.run()
         return result, case.truth(result, seen)
-    except Exception as error:
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # a panic of the tokenizers is no Exception
         raise Void(f"{type(error).__name__}: {error}") from error
 
 

@@ -10,8 +10,10 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
+import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers.generation import stopping_criteria
@@ -56,13 +58,21 @@ class _Modules:
 
 @contextmanager
 def counted_flops() -> Iterator[list[int | None]]:
-    """torch's count, by the plain kernels that its counter knows; ``None`` where it is blind (2.4, inference mode)."""
+    """torch's count, by the plain kernels that its counter knows; ``None`` where there are none."""
     found: list[int | None] = []
     counter = FlopCounterMode(display=False)
     counter.mod_tracker = _Modules()
     with sdpa_kernel(SDPBackend.MATH), counter:
         yield found
     found.append(counter.get_total_flops() or None)
+
+
+@cache
+def counts_in_inference_mode() -> bool:
+    """Whether torch's counter sees products of matrices there: until 2.5 it does not."""
+    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+        torch.matmul(torch.ones(2, 2, 2), torch.ones(2, 2, 2))
+    return counter.get_total_flops() > 0
 
 
 @contextmanager
