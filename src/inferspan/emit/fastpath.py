@@ -199,13 +199,13 @@ class DirectWriter(TracerWriter):
         self._scope = tracer._instrumentation_scope
         is_random = getattr(tracer.id_generator, "is_trace_id_random", None)
         self._plain_flags = _RANDOM if is_random is not None and is_random() else 0
-        self._is_enabled = getattr(tracer, "_is_enabled", lambda: True)
+        self._is_enabled = getattr(tracer, "_is_enabled", None)
         self._may_wait = type(tracer.id_generator) is IndependentIdGenerator and _decides_by_trace(tracer.sampler)
 
     def start(
         self, name: str, context: Context, attributes: Attributes, start_ns: int, links: Sequence[Link] = ()
     ) -> ApiSpan:
-        if not self._is_enabled():
+        if self._is_enabled is not None and not self._is_enabled():
             return super().start(name, context, attributes, start_ns, links)
         live = _Live(self, name, context, start_ns, attributes, links)
         if self._may_wait:

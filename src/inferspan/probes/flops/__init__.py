@@ -124,7 +124,7 @@ class FlopsProbe(Probe):
         if phase.generation is not None:  # one that the closed form of its loop counts, or nobody does
             decoded = mark.decoded
             if decoded is not None and decoded.first is None and decoded.model == id(model):
-                decoded.first = _shapes_of(decoded.inventory, args, kwargs)
+                decoded.first = read_shapes(args, kwargs, decoded.inventory.parameters)
                 # an encoder runs before; a tower that does so hides how many of its positions go on
                 decoded.is_whole &= decoded.inventory.encoder is not None or not phase.generation.forwards
             return
@@ -133,7 +133,7 @@ class FlopsProbe(Probe):
         if info is None:
             info = current.model_info(model)
         inventory = info.facts["inventory"] if "inventory" in info.facts else inventory_of(model, info)
-        shapes = None if inventory is None else _shapes_of(inventory, args, kwargs)
+        shapes = None if inventory is None else read_shapes(args, kwargs, inventory.parameters)
         if inventory is not None and shapes is not None:
             mark.calls = (*mark.calls, (inventory, shapes))
 
@@ -211,13 +211,6 @@ class FlopsProbe(Probe):
             report.results["kv_cache"] = kv_bytes
             report.attributes[semconv.KV_CACHE_SIZE] = kv_bytes
             report.points.append(Point(semconv.KV_CACHE_SIZES, kv_bytes))
-
-
-def _shapes_of(inventory: Inventory, args: tuple[Any, ...], kwargs: dict[str, Any]) -> CallShapes | None:
-    """The shapes of one call of the model."""
-    if len(args) > 1:
-        kwargs = {**dict(zip(inventory.parameters[1:], args[1:], strict=False)), **kwargs}
-    return read_shapes(args, kwargs)
 
 
 def _sum(counted: list[Flops]) -> FlopCount:
